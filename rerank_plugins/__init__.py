@@ -1,0 +1,98 @@
+"""rerank_plugins: the reranker for LangChain and LlamaIndex, one shared in-process engine."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from rerank_plugins.config import (
+        Activation,
+        Backend,
+        Precision,
+        RerankConfig,
+        Truncation,
+    )
+    from rerank_plugins.errors import (
+        ClosedError,
+        ConfigError,
+        InputError,
+        InputTypeError,
+        MissingExtraError,
+        ModelLoadError,
+        QueueFullError,
+        RerankError,
+        RerankTimeoutError,
+        ScoringError,
+    )
+    from rerank_plugins.protocols import (
+        EncodedPair,
+        LanguageDetector,
+        Normalizer,
+        Scorer,
+        TextHook,
+    )
+    from rerank_plugins.reranker import Reranker
+    from rerank_plugins.results import EngineStats, RankedDocument, Ranking
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "config": ("Activation", "Backend", "Precision", "RerankConfig", "Truncation"),
+    "errors": (
+        "ClosedError",
+        "ConfigError",
+        "InputError",
+        "InputTypeError",
+        "MissingExtraError",
+        "ModelLoadError",
+        "QueueFullError",
+        "RerankError",
+        "RerankTimeoutError",
+        "ScoringError",
+    ),
+    "protocols": ("EncodedPair", "LanguageDetector", "Normalizer", "Scorer", "TextHook"),
+    "reranker": ("Reranker",),
+    "results": ("EngineStats", "RankedDocument", "Ranking"),
+}
+_HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
+
+__all__ = [
+    "Activation",
+    "Backend",
+    "ClosedError",
+    "ConfigError",
+    "EncodedPair",
+    "EngineStats",
+    "InputError",
+    "InputTypeError",
+    "LanguageDetector",
+    "MissingExtraError",
+    "ModelLoadError",
+    "Normalizer",
+    "Precision",
+    "QueueFullError",
+    "RankedDocument",
+    "Ranking",
+    "RerankConfig",
+    "RerankError",
+    "RerankTimeoutError",
+    "Reranker",
+    "Scorer",
+    "ScoringError",
+    "TextHook",
+    "Truncation",
+]
+
+
+def __getattr__(name: str) -> object:
+    # Imported at first use: whoever wants one error class should not pay for the engine.
+    try:
+        home = _HOME_OF[name]
+    except KeyError:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}") from None
+    return getattr(import_module(f"{__name__}.{home}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

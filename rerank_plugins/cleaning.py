@@ -1,0 +1,145 @@
+"""From the caller's texts to the texts that are scored: check → normalise → detect → hook."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from rerank_plugins.errors import InputError, InputTypeError, ScoringError
+from rerank_plugins.text.language import DefaultLanguageDetector
+from rerank_plugins.text.normalization import normalize_text
+
+if TYPE_CHECKING:
+    from rerank_plugins.config import RerankConfig
+    from rerank_plugins.protocols import LanguageDetector, Normalizer, Role, TextHook
+
+
+def check_text(text: object, where: str) -> str:
+    """Return *text* if it can be scored: a string without lone surrogates."""
+    if not isinstance(text, str):
+        raise InputTypeError(f"{where} must be str, got {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as exc:
+        raise InputError(
+            f"{where} holds the lone surrogate U+{ord(text[exc.start]):04X} at character "
+            f"{exc.start}, which is no text; decode the source with errors='replace'"
+        ) from None
+    return text
+
+
+def check_query(query: object, where: str = "query") -> str:
+    """Return *query* if it can be scored: text that is not blank."""
+    text = check_text(query, where)
+    if not text.strip():
+        raise InputError(f"{where} is blank; a ranking needs something to rank by")
+    return text
+
+
+def check_documents(documents: object) -> list[str]:
+    """Return *documents* as a list of texts that can be scored; blank ones are allowed."""
+    if isinstance(documents, str | bytes):
+        raise InputTypeError(
+            f"documents must be a sequence of str, got one {type(documents).__name__}"
+        )
+    if not isinstance(documents, Sequence):
+        raise InputTypeError(f"documents must be a sequence of str, got {type(documents).__name__}")
+    return [check_text(text, f"documents[{i}]") for i, text in enumerate(documents)]
+
+
+@dataclass(frozen=True, slots=True)
+class CleanText:
+    """A text as it is scored, and the language that was detected before any hook."""
+
+    text: str
+    language: str | None
+
+
+class Cleaner:
+    """Normalise, detect, and let the user's hook have the last word."""
+
+    def __init__(
+        self,
+        normalizer: Normalizer | None,
+        detector: LanguageDetector | None,
+        hook: TextHook | None,
+    ) -> None:
+        self._normalizer = normalizer
+        self._detector = detector
+        self._hook = hook
+        self.identity = f"{_identity(normalizer)}\n{_identity(hook)}"
+        """Names what changes texts here: part of every cache key."""
+
+    @classmethod
+    def from_config(cls, config: RerankConfig) -> Cleaner:
+        """Resolve the setting ``"default"`` to this package's own functions."""
+        normalizer, detector = config.normalizer, config.language_detector
+        return cls(
+            normalize_text if normalizer == "default" else normalizer,
+            DefaultLanguageDetector() if detector == "default" else detector,
+            config.text_hook,
+        )
+
+    def query(self, text: str, where: str = "query") -> tuple[CleanText, str | None]:
+        """Clean a query; also returns the language of the text that is scored.
+
+        The two languages differ where a hook translated the query.
+        """
+        plain = self._normalize(text, where)
+        language = self._detect(plain, where)
+        hooked = self._hooked(plain, language, "query", where)
+        scored_language = language if hooked == plain else self._detect(hooked, where)
+        # Cleaning may leave nothing of a text made of invisible characters.
+        check_query(hooked, f"{where}, once cleaned,")
+        return CleanText(hooked, language), scored_language
+
+    def document(self, text: str, where: str) -> str:
+        """Clean a document; its language is detected only for a hook to see."""
+        plain = self._normalize(text, where)
+        if self._hook is None or not plain.strip():
+            return plain
+        return self._hooked(plain, self._detect(plain, where), "document", where)
+
+    def _normalize(self, text: str, where: str) -> str:
+        if self._normalizer is None:
+            return text
+        try:
+            cleaned = self._normalizer(text)
+        except Exception as exc:
+            raise _plugin_error("normalizer", where, exc) from exc
+        return _check_returned(cleaned, "normalizer", where)
+
+    def _detect(self, text: str, where: str) -> str | None:
+        if self._detector is None:
+            return None
+        try:
+            return self._detector(text)
+        except Exception as exc:
+            raise _plugin_error("language_detector", where, exc) from exc
+
+    def _hooked(self, text: str, language: str | None, role: Role, where: str) -> str:
+        if self._hook is None:
+            return text
+        try:
+            replaced = self._hook(text, language, role)
+        except Exception as exc:
+            raise _plugin_error("text_hook", where, exc) from exc
+        return _check_returned(replaced, "text_hook", where)
+
+
+def _check_returned(text: object, plugin: str, where: str) -> str:
+    """A plug-in's text must be as sound as a caller's."""
+    return check_text(text, f"what {plugin} returned for {where}")
+
+
+def _plugin_error(plugin: str, where: str, cause: Exception) -> ScoringError:
+    return ScoringError(f"{plugin} failed on {where}: {type(cause).__name__}: {cause}")
+
+
+def _identity(function: object) -> str:
+    """Name a function; two that share a name still differ in the texts they return."""
+    if function is None:
+        return "none"
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{getattr(named, '__qualname__', '')}"

@@ -1,0 +1,214 @@
+"""Settings: one frozen value, the same names at every door."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping  # noqa: TC003  pydantic reads them at run time
+from enum import StrEnum
+from typing import Any, Literal, Self, TypedDict
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from rerank_plugins.errors import ConfigError
+
+EMBEDDED = "embedded"
+"""The model that ships with this package: English, no download."""
+
+LEXICAL = "lexical"
+"""Word overlap weighted by background frequencies: any language, no model."""
+
+ENV_PREFIX = "RERANK_PLUGINS_"
+
+
+class Backend(StrEnum):
+    """What runs the model; ``auto`` follows from the model's name and files."""
+
+    AUTO = "auto"
+    ONNX = "onnx"
+    LEXICAL = "lexical"
+
+
+class Precision(StrEnum):
+    """Which of a model's files is taken, by the number format of its weights."""
+
+    AUTO = "auto"
+    FP32 = "fp32"
+    FP16 = "fp16"
+    INT8 = "int8"
+
+
+class Truncation(StrEnum):
+    """What is cut where a pair is longer than ``max_length``.
+
+    ``longest_first`` cuts the longer of the two texts, token by token, as transformers and
+    sentence-transformers do. ``only_second`` caps the query at three quarters of ``max_length``
+    and then cuts the document alone, as FlagEmbedding does.
+    """
+
+    LONGEST_FIRST = "longest_first"
+    ONLY_SECOND = "only_second"
+
+
+class Activation(StrEnum):
+    """What turns a logit into a score; ``auto`` is what the model's own settings say."""
+
+    AUTO = "auto"
+    SIGMOID = "sigmoid"
+    LOGIT = "logit"
+
+
+class Settings(BaseModel):
+    """The settings of a reranker, as fields that every door inherits.
+
+    Functions (``normalizer``, ``language_detector``, ``text_hook``) are plugged in by value;
+    ``"default"`` stands for this package's own, None switches the step off.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
+
+    model: str = Field(
+        default=EMBEDDED,
+        description='"embedded", "lexical", a Hugging Face id, or a local folder or ONNX file',
+    )
+    backend: Backend = Field(default=Backend.AUTO, description="what runs the model")
+    device: str = Field(
+        default="auto", description='"auto", "cpu", "cuda" or "cuda:N", as onnxruntime offers it'
+    )
+    precision: Precision = Field(
+        default=Precision.AUTO, description="which weights to take where a model has several"
+    )
+    max_length: int | None = Field(
+        default=None, ge=8, description="longest pair in tokens; None is the model's own limit"
+    )
+    truncation: Truncation = Field(
+        default=Truncation.LONGEST_FIRST, description="what is cut beyond max_length"
+    )
+    activation: Activation = Field(default=Activation.AUTO, description="logit to score")
+    normalizer: Literal["default"] | Callable[[str], str] | None = Field(
+        default="default", description="cleans the scored text; None scores texts as they are"
+    )
+    language_detector: Literal["default"] | Callable[[str], str | None] | None = Field(
+        default="default", description="names the language of a text"
+    )
+    text_hook: Callable[[str, str | None, Any], str] | None = Field(
+        default=None, description="sees (text, language, role) and returns the text to score"
+    )
+    language_models: Mapping[str, str] = Field(
+        default_factory=dict, description="query language (ISO 639-1) to the model that answers it"
+    )
+    cache_entries: int = Field(
+        default=50_000, ge=0, description="pairs kept in the cache; 0 turns it off"
+    )
+    batch_tokens: int | None = Field(
+        default=None, ge=1, description="tokens in one batch; None is the scorer's own budget"
+    )
+    queue_tokens: int = Field(
+        default=4_000_000, ge=1, description="tokens that may wait before QueueFullError"
+    )
+    timeout_s: float | None = Field(
+        default=None, gt=0, description="seconds a request may take; None is no limit"
+    )
+    revision: str | None = Field(default=None, description="branch, tag or commit on the hub")
+    local_files_only: bool = Field(default=False, description="never ask the hub")
+
+    @field_validator("language_models")
+    @classmethod
+    def _codes_are_lower_case(cls, value: Mapping[str, str]) -> Mapping[str, str]:
+        for code in value:
+            if not (code.isascii() and code.isalpha() and code.islower()):
+                raise ValueError(f"{code!r} is not a lower-case ISO 639-1 code such as 'zh'")
+        return dict(value)
+
+    @model_validator(mode="after")
+    def _backend_suits_model(self) -> Self:
+        if not self.model.strip():
+            raise ValueError(
+                'model is blank; leave it out for the embedded model, or use "lexical"'
+            )
+        if self.backend is Backend.LEXICAL and self.model not in (EMBEDDED, LEXICAL):
+            raise ValueError(f'backend="lexical" loads no model, but model is {self.model!r}')
+        if self.backend is Backend.ONNX and self.model == LEXICAL:
+            raise ValueError('model="lexical" has no ONNX file; leave backend out')
+        return self
+
+
+class RerankConfig(Settings):
+    """The settings of a reranker, checked and frozen.
+
+    Raises:
+        ConfigError: naming the setting, what is allowed and what was seen.
+    """
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    def __init__(self, **settings: Any) -> None:  # noqa: ANN401  pydantic checks each value
+        try:
+            super().__init__(**settings)
+        except ValidationError as exc:
+            raise ConfigError(_explain(exc)) from None
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None) -> RerankConfig:
+        """Read settings from ``RERANK_PLUGINS_<NAME>`` variables: the only use of the environment.
+
+        Functions cannot be set this way; ``language_models`` is written ``zh=MODEL,de=MODEL``.
+
+        Raises:
+            ConfigError: on a value out of range, naming the setting.
+        """
+        found = os.environ if environ is None else environ
+        settings: dict[str, object] = {}
+        for name in cls.model_fields:
+            value = found.get(ENV_PREFIX + name.upper())
+            if value is None or name in _FUNCTIONS:
+                continue
+            settings[name] = _parse_routes(value) if name == "language_models" else value
+        return cls(**settings)
+
+
+_FUNCTIONS = frozenset({"normalizer", "language_detector", "text_hook"})
+
+
+class RerankSettings(TypedDict, total=False):
+    """The keyword arguments of `Reranker`: the fields of `RerankConfig` without ``model``."""
+
+    backend: Backend | str
+    device: str
+    precision: Precision | str
+    max_length: int | None
+    truncation: Truncation | str
+    activation: Activation | str
+    normalizer: Literal["default"] | Callable[[str], str] | None
+    language_detector: Literal["default"] | Callable[[str], str | None] | None
+    text_hook: Callable[[str, str | None, Any], str] | None
+    language_models: Mapping[str, str]
+    cache_entries: int
+    batch_tokens: int | None
+    queue_tokens: int
+    timeout_s: float | None
+    revision: str | None
+    local_files_only: bool
+
+
+def _parse_routes(value: str) -> dict[str, str]:
+    routes = {}
+    for item in filter(None, (part.strip() for part in value.split(","))):
+        code, equals, model = item.partition("=")
+        if not equals:
+            raise ConfigError(f"language_models: expected LANGUAGE=MODEL, got {item!r}")
+        routes[code.strip()] = model.strip()
+    return routes
+
+
+def _explain(error: ValidationError) -> str:
+    """One line per setting that is wrong: its name, what is allowed, what was seen."""
+    lines = []
+    for problem in error.errors():
+        name = ".".join(str(part) for part in problem["loc"][:1]) or "settings"
+        if problem["type"] == "extra_forbidden":
+            known = ", ".join(sorted(RerankConfig.model_fields))
+            lines.append(f"{name}: unknown setting; known are {known}")
+            continue
+        seen = "" if name == "settings" else f", got {problem['input']!r}"
+        lines.append(f"{name}: {problem['msg'].removeprefix('Value error, ')}{seen}")
+    return "\n".join(dict.fromkeys(lines))

@@ -1,0 +1,216 @@
+"""One scorer with its cache and its queue: what equal configurations share."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TYPE_CHECKING
+
+from rerank_plugins.cache import Job, PairCache, Ticket, Waiter, pair_key
+from rerank_plugins.dispatcher import Dispatcher, DispatchStats
+from rerank_plugins.errors import ClosedError, InputError, RerankError, ScoringError
+from rerank_plugins.results import EngineStats
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from rerank_plugins.protocols import AnyScorer
+
+CHUNK_PAIRS = 64
+"""Pairs encoded at a time, so that the model works on one chunk while the next is encoded."""
+
+
+class Engine:
+    """Look up → encode → submit, for one scorer.
+
+    The scorer is opened at first use, by whichever thread comes first; a failed opening is
+    reported to its caller and tried again by the next.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        open_scorer: Callable[[], AnyScorer],
+        *,
+        cache_entries: int,
+        batch_tokens: int | None,
+        queue_tokens: int,
+    ) -> None:
+        self.name = name
+        self._open_scorer = open_scorer
+        self._batch_tokens = batch_tokens
+        self._queue_tokens = queue_tokens
+        self._cache = PairCache(cache_entries)
+        self._opening = threading.Lock()
+        self._open: tuple[AnyScorer, Dispatcher] | None = None
+        self._threads: ThreadPoolExecutor | None = None
+        self._closed = False
+        self._requests = 0
+
+    @property
+    def threads(self) -> ThreadPoolExecutor:
+        """Threads that clean and encode for callers on an event loop; they end with `close`."""
+        with self._opening:
+            self._check_open()
+            if self._threads is None:
+                self._threads = ThreadPoolExecutor(
+                    max_workers=min(4, os.cpu_count() or 1),
+                    thread_name_prefix=f"rerank-plugins {self.name}",
+                )
+            return self._threads
+
+    def scorer(self) -> AnyScorer:
+        """Return the scorer, opening it first if need be.
+
+        Raises:
+            ClosedError: the engine was closed.
+            ModelLoadError, MissingExtraError: the scorer cannot be opened.
+        """
+        return self._opened()[0]
+
+    def submit(
+        self,
+        job: Job,
+        query: str,
+        documents: Sequence[str],
+        places: Sequence[int],
+        *,
+        salt: str = "",
+        deadline: float | None = None,
+    ) -> None:
+        """Fill *job* from the cache and queue what is missing, chunk by chunk.
+
+        ``documents[i]`` is the cleaned text for ``job.pairs[places[i]]``. *salt* is what changed
+        the texts on their way here, and becomes part of each key. Returns when everything is
+        queued; failures reach the job's future.
+        """
+        self._requests += 1
+        try:
+            scorer, dispatcher = self._opened()
+            prefix = f"{scorer.identity}\n{salt}".encode()
+            query_bytes = query.encode()
+            for start in range(0, len(documents), CHUNK_PAIRS):
+                if not job.waiting:
+                    return
+                chunk = documents[start : start + CHUNK_PAIRS]
+                keys = [pair_key(prefix, query_bytes, text.encode()) for text in chunk]
+                if dispatcher.full and not self._cache.covers(keys):
+                    # A request that has begun waits its turn; a new one is told to come back.
+                    if start:
+                        dispatcher.await_room(deadline)
+                    else:
+                        dispatcher.refuse_if_full()
+                tickets = self._cache.claim(job, keys, places[start : start + CHUNK_PAIRS])
+                if tickets:
+                    texts = [chunk[i] for i in tickets]
+                    self._encode_and_queue(scorer, dispatcher, query, texts, list(tickets.values()))
+        except RerankError as exc:
+            job.fail(exc)
+
+    def _encode_and_queue(
+        self,
+        scorer: AnyScorer,
+        dispatcher: Dispatcher,
+        query: str,
+        texts: Sequence[str],
+        tickets: Sequence[Ticket],
+    ) -> None:
+        """Encode claimed tickets and queue them; whatever goes wrong, none is left behind."""
+        try:
+            encoded = scorer.encode(query, texts)
+            for ticket, pair in zip(tickets, encoded, strict=True):
+                ticket.encoded = pair
+            dispatcher.submit(tickets)
+        except ClosedError as exc:
+            self._cache.fail(tickets, partial(_closed_error, cause=exc))
+        # A plug-in may raise anything, and other requests may wait for these tickets.
+        except Exception as exc:  # noqa: BLE001
+            if len(tickets) == 1:
+                self._cache.fail(tickets, partial(_encoding_error, scorer=scorer.name, cause=exc))
+                return
+            for ticket, text in zip(tickets, texts, strict=True):
+                self._encode_and_queue(scorer, dispatcher, query, [text], [ticket])
+        except BaseException as exc:
+            self._cache.fail(tickets, partial(_encoding_error, scorer=scorer.name, cause=exc))
+            raise
+
+    def stats(self) -> EngineStats:
+        """Return the counters as they are now."""
+        cache = self._cache.stats()
+        queue = self._open[1].stats() if self._open is not None else DispatchStats()
+        return EngineStats(
+            scorer=self.name,
+            requests=self._requests,
+            pairs_scored=queue.pairs_scored,
+            pairs_joined=cache.joined,
+            pairs_failed=queue.pairs_failed,
+            pairs_dropped=queue.pairs_dropped,
+            batches=queue.batches,
+            tokens_scored=queue.tokens_scored,
+            tokens_padded=queue.tokens_padded,
+            tokens_waiting=queue.tokens_waiting,
+            cache_entries=cache.entries,
+            cache_hits=cache.hits,
+            cache_misses=cache.misses,
+            cache_evictions=cache.evictions,
+        )
+
+    def clear_cache(self) -> None:
+        """Forget every cached logit."""
+        self._cache.clear()
+
+    def close(self, *, wait: bool = True) -> None:
+        """Fail what waits, end the threads and free the scorer; closing twice is one closing."""
+        with self._opening:
+            self._closed = True
+            opened, self._open = self._open, None
+            threads, self._threads = self._threads, None
+        if opened is not None:
+            opened[1].close(wait=wait)
+        if threads is not None:
+            threads.shutdown(wait=False, cancel_futures=True)
+        self._cache.clear()
+
+    def _opened(self) -> tuple[AnyScorer, Dispatcher]:
+        opened = self._open
+        if opened is not None:
+            return opened
+        with self._opening:
+            self._check_open()
+            if self._open is None:
+                scorer = self._open_scorer()
+                dispatcher = Dispatcher(
+                    scorer,
+                    self._cache,
+                    batch_tokens=self._batch_tokens or scorer.batch_tokens,
+                    queue_tokens=self._queue_tokens,
+                )
+                self._open = scorer, dispatcher
+            return self._open
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ClosedError(f"the reranker for {self.name!r} is closed; open a new one")
+
+
+def _closed_error(_: Waiter, *, cause: ClosedError) -> ClosedError:
+    return ClosedError(str(cause))
+
+
+def _encoding_error(waiter: Waiter, *, scorer: str, cause: BaseException) -> RerankError:
+    if isinstance(cause, InputError):
+        return type(cause)(f"{waiter.where}: {cause}")
+    error = ScoringError(
+        f"{scorer} could not encode {waiter.where}: {type(cause).__name__}: {cause}",
+        retryable=not isinstance(cause, Exception),
+    )
+    error.__cause__ = cause
+    return error
+
+
+def deadline_after(timeout_s: float | None) -> float | None:
+    """Return the `time.monotonic` at which *timeout_s* seconds from now are over."""
+    return None if timeout_s is None else time.monotonic() + timeout_s

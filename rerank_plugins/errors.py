@@ -1,0 +1,99 @@
+"""Every error that this package raises.
+
+RerankError
+├── ConfigError (ValueError)          a setting: which one, what is allowed, what was seen
+├── InputError (ValueError)           an argument: which one, at which index
+│   └── InputTypeError (TypeError)    the same, for a value of the wrong type
+├── MissingExtraError (ImportError)   an optional package, with the pip command
+├── ModelLoadError                    a model: what was tried, what to do next
+├── ScoringError                      a scorer failed; ``retryable`` says whether to try again
+├── QueueFullError                    too much is waiting; ``retry_after_s`` says when to try again
+├── RerankTimeoutError (TimeoutError) the deadline passed; the pairs left the queue
+└── ClosedError                       the reranker was closed
+"""
+
+from __future__ import annotations
+
+
+class RerankError(Exception):
+    """Base of every error that this package raises."""
+
+
+class ConfigError(RerankError, ValueError):
+    """A setting is unknown, out of range or at odds with another one."""
+
+
+class InputError(RerankError, ValueError):
+    """An argument cannot be ranked: the message names it and its index."""
+
+
+class InputTypeError(InputError, TypeError):
+    """An argument has the wrong type: the message names it and its index."""
+
+
+class MissingExtraError(RerankError, ImportError):
+    """An optional package is not installed: the message holds the pip command.
+
+    ``package`` is the package that is missing, ``extra`` the extra that installs it.
+    """
+
+    def __init__(self, *, package: str, extra: str, needed_for: str) -> None:
+        super().__init__(
+            f"{needed_for} needs the package {package!r}, which is not installed. "
+            f'Install it with: pip install "rerank-plugins[{extra}]"'
+        )
+        self.package = package
+        self.extra = extra
+        self._needed_for = needed_for
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild_missing_extra, (self.package, self.extra, self._needed_for)
+
+
+def _rebuild_missing_extra(package: str, extra: str, needed_for: str) -> MissingExtraError:
+    return MissingExtraError(package=package, extra=extra, needed_for=needed_for)
+
+
+class ModelLoadError(RerankError):
+    """A model could not be loaded: the message says what was tried and what to do.
+
+    ``model`` is the name or folder that was asked for.
+    """
+
+    def __init__(self, model: str, reason: str) -> None:
+        super().__init__(model, reason)
+        self.model = model
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return f"cannot load {self.model!r}: {self.reason}"
+
+
+class ScoringError(RerankError):
+    """A scorer, or a function plugged into the data path, failed on a text.
+
+    ``retryable`` is True where the same call may succeed later (a device that was busy, say).
+    """
+
+    def __init__(self, message: str, *, retryable: bool = False) -> None:
+        super().__init__(message)
+        self.retryable = retryable
+
+
+class QueueFullError(RerankError):
+    """More tokens are waiting than ``queue_tokens`` allows; nothing of the request was queued.
+
+    ``retry_after_s`` estimates, in seconds, when there is room again.
+    """
+
+    def __init__(self, message: str, *, retry_after_s: float = 0.0) -> None:
+        super().__init__(message)
+        self.retry_after_s = retry_after_s
+
+
+class RerankTimeoutError(RerankError, TimeoutError):
+    """The deadline of a request passed; those of its pairs that still waited left the queue."""
+
+
+class ClosedError(RerankError):
+    """The reranker was closed, before or during the call."""

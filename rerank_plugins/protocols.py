@@ -1,0 +1,103 @@
+"""What a user may plug in: a scorer, a normalizer, a language detector, a text hook."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+Role = Literal["query", "document"]
+"""Which side of a pair a text stands on."""
+
+
+class EncodedPair(Protocol):
+    """A pair as its scorer wants it, made by `Scorer.encode` and read by `Scorer.forward`."""
+
+    @property
+    def tokens(self) -> int:
+        """Length in tokens, at least 1: what the pair costs in a batch."""
+
+    @property
+    def truncated(self) -> bool:
+        """Whether the document was cut to fit."""
+
+
+PairT = TypeVar("PairT", bound=EncodedPair)
+
+
+@runtime_checkable
+class Scorer(Protocol[PairT]):
+    """Turns pairs into logits, each logit from its pair alone.
+
+    `encode` is called from many threads at once and must not change state that others see.
+    `forward` and `close` are called by one thread at a time. A logit must not depend on the other
+    pairs of its batch: it is cached and compared across requests.
+    """
+
+    @property
+    def name(self) -> str:
+        """Who answered, as shown in `Ranking.scorer`."""
+
+    @property
+    def identity(self) -> str:
+        """Everything about this scorer that changes a logit: weights and revision, precision,
+        template, instruction, truncation, max_length. Part of every cache key.
+        """
+
+    @property
+    def activation(self) -> Literal["sigmoid", "logit"]:
+        """What the setting ``activation="auto"`` means for this scorer."""
+
+    @property
+    def languages(self) -> frozenset[str] | None:
+        """ISO 639-1 codes of the query languages it knows, or None for any."""
+
+    @property
+    def batch_tokens(self) -> int:
+        """Token budget of one batch where the user set none."""
+
+    @property
+    def padded(self) -> bool:
+        """Whether a batch costs ``pairs * longest`` tokens (True) or their sum (False)."""
+
+    def encode(self, query: str, documents: Sequence[str]) -> Sequence[PairT]:
+        """Encode one query with each document, in order."""
+
+    def forward(self, pairs: Sequence[PairT]) -> Sequence[float] | NDArray[np.float32]:
+        """Score one batch, which may mix queries; returns (pairs,) logits in the same order.
+
+        Raises:
+            ScoringError: where the device or runtime failed.
+        """
+
+    def close(self) -> None:
+        """Free what the scorer holds. Called once, after the last `forward`."""
+
+
+AnyScorer = Scorer[Any]
+
+
+class Normalizer(Protocol):
+    """Returns the text that is scored in place of the given one."""
+
+    def __call__(self, text: str, /) -> str: ...
+
+
+class LanguageDetector(Protocol):
+    """Returns the ISO 639-1 code (lower case) of a text's language, or None where unsure."""
+
+    def __call__(self, text: str, /) -> str | None: ...
+
+
+class TextHook(Protocol):
+    """Sees every cleaned text and returns the text to score in its place.
+
+    *language* is what the language detector said of *text*, None where unsure or where detection
+    is off. A translator is such a hook.
+    """
+
+    def __call__(self, text: str, language: str | None, role: Role, /) -> str: ...
