@@ -1,51 +1,18 @@
-"""From the caller's texts to the texts that are scored: check → normalise → detect → hook."""
+"""From the caller's texts to the texts that are scored: normalise → detect → hook."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from rerank_plugins.errors import InputError, InputTypeError, ScoringError
+from rerank_plugins.errors import ScoringError
+from rerank_plugins.requests import check_query, check_text
 from rerank_plugins.text.language import DefaultLanguageDetector
 from rerank_plugins.text.normalization import normalize_text
 
 if TYPE_CHECKING:
     from rerank_plugins.config import RerankConfig
     from rerank_plugins.protocols import LanguageDetector, Normalizer, Role, TextHook
-
-
-def check_text(text: object, where: str) -> str:
-    """Return *text* if it can be scored: a string without lone surrogates."""
-    if not isinstance(text, str):
-        raise InputTypeError(f"{where} must be str, got {type(text).__name__}")
-    try:
-        text.encode()
-    except UnicodeEncodeError as exc:
-        raise InputError(
-            f"{where} holds the lone surrogate U+{ord(text[exc.start]):04X} at character "
-            f"{exc.start}, which is no text; decode the source with errors='replace'"
-        ) from None
-    return text
-
-
-def check_query(query: object, where: str = "query") -> str:
-    """Return *query* if it can be scored: text that is not blank."""
-    text = check_text(query, where)
-    if not text.strip():
-        raise InputError(f"{where} is blank; a ranking needs something to rank by")
-    return text
-
-
-def check_documents(documents: object) -> list[str]:
-    """Return *documents* as a list of texts that can be scored; blank ones are allowed."""
-    if isinstance(documents, str | bytes):
-        raise InputTypeError(
-            f"documents must be a sequence of str, got one {type(documents).__name__}"
-        )
-    if not isinstance(documents, Sequence):
-        raise InputTypeError(f"documents must be a sequence of str, got {type(documents).__name__}")
-    return [check_text(text, f"documents[{i}]") for i, text in enumerate(documents)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,4 +109,4 @@ def _identity(function: object) -> str:
     if function is None:
         return "none"
     named = function if hasattr(function, "__qualname__") else type(function)
-    return f"{named.__module__}.{getattr(named, '__qualname__', '')}"
+    return f"{getattr(named, '__module__', None)}.{getattr(named, '__qualname__', None)}"

@@ -44,8 +44,9 @@ class Scorer(Protocol[PairT]):
 
     @property
     def identity(self) -> str:
-        """Everything about this scorer that changes a logit: weights and revision, precision,
-        template, instruction, truncation, max_length. Part of every cache key.
+        """Everything about this scorer that changes a logit, as part of every cache key.
+
+        Weights and revision, precision, template, instruction, truncation, max_length.
         """
 
     @property
@@ -84,13 +85,15 @@ AnyScorer = Scorer[Any]
 class Normalizer(Protocol):
     """Returns the text that is scored in place of the given one."""
 
-    def __call__(self, text: str, /) -> str: ...
+    def __call__(self, text: str, /) -> str:
+        """Return the text to score in place of *text*."""
 
 
 class LanguageDetector(Protocol):
     """Returns the ISO 639-1 code (lower case) of a text's language, or None where unsure."""
 
-    def __call__(self, text: str, /) -> str | None: ...
+    def __call__(self, text: str, /) -> str | None:
+        """Return the language of *text*."""
 
 
 class TextHook(Protocol):
@@ -100,4 +103,5 @@ class TextHook(Protocol):
     is off. A translator is such a hook.
     """
 
-    def __call__(self, text: str, language: str | None, role: Role, /) -> str: ...
+    def __call__(self, text: str, language: str | None, role: Role, /) -> str:
+        """Return the text to score in place of *text*."""

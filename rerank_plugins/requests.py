@@ -1,0 +1,119 @@
+"""What callers ask for: checked on the way in, each complaint naming argument and index."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import NamedTuple, TypeGuard
+
+from rerank_plugins.cache import Job
+from rerank_plugins.errors import InputError, InputTypeError
+
+
+def check_text(text: object, where: str) -> str:
+    """Return *text* if it can be scored: a string without lone surrogates."""
+    if not isinstance(text, str):
+        raise InputTypeError(f"{where} must be str, got {type(text).__name__}")
+    try:
+        text.encode()
+    except UnicodeEncodeError as exc:
+        raise InputError(
+            f"{where} holds the lone surrogate U+{ord(text[exc.start]):04X} at character "
+            f"{exc.start}, which is no text; decode the source with errors='replace'"
+        ) from None
+    return text
+
+
+def check_query(query: object, where: str = "query") -> str:
+    """Return *query* if it can be scored: text that is not blank."""
+    text = check_text(query, where)
+    if not text.strip():
+        raise InputError(f"{where} is blank; a ranking needs something to rank by")
+    return text
+
+
+def check_documents(documents: object) -> list[str]:
+    """Return *documents* as a list of texts that can be scored; blank ones are allowed."""
+    if isinstance(documents, str | bytes):
+        raise InputTypeError(
+            f"documents must be a sequence of str, got one {type(documents).__name__}"
+        )
+    if not isinstance(documents, Sequence):
+        raise InputTypeError(f"documents must be a sequence of str, got {type(documents).__name__}")
+    return [check_text(text, f"documents[{i}]") for i, text in enumerate(documents)]
+
+
+@dataclass(slots=True)
+class Group:
+    """One query with its documents, and, once they are submitted, who answers."""
+
+    query: str
+    where: str
+    places: list[int]
+    documents: list[str]
+    scorer: str = ""
+    activation: str = ""
+    language: str | None = None
+
+
+class Call(NamedTuple):
+    """What a caller asked for, checked, and the wait for it."""
+
+    groups: list[Group]
+    job: Job
+
+
+class Keep(NamedTuple):
+    """Which documents of a ranking are kept."""
+
+    top_n: int | None
+    score_threshold: float | None
+    min_results: int
+
+    @classmethod
+    def checked(cls, top_n: object, score_threshold: object, min_results: object) -> Keep:
+        """Check the arguments of a ranking by their names."""
+        if top_n is not None and (not _is_int(top_n) or top_n < 1):
+            raise InputError(f"top_n must be an int of at least 1, or None for all, got {top_n!r}")
+        if score_threshold is not None and not (
+            isinstance(score_threshold, int | float)
+            and not isinstance(score_threshold, bool)
+            and math.isfinite(score_threshold)
+        ):
+            raise InputError(
+                f"score_threshold must be a finite number or None, got {score_threshold!r}"
+            )
+        if not _is_int(min_results) or min_results < 0:
+            raise InputError(f"min_results must be an int of at least 0, got {min_results!r}")
+        return cls(top_n, score_threshold, min_results)
+
+
+def _is_int(value: object) -> TypeGuard[int]:
+    # True is an int to Python, and a slip here.
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def rank_call(query: object, documents: object) -> Call:
+    """Check one query with its documents."""
+    checked = check_documents(documents)
+    group = Group(check_query(query), "query", list(range(len(checked))), checked)
+    return Call([group], Job(len(checked)))
+
+
+def score_call(pairs: object) -> Call:
+    """Check pairs, and gather those that share a query."""
+    if isinstance(pairs, str | bytes) or not isinstance(pairs, Sequence):
+        raise InputTypeError(
+            f"pairs must be a sequence of (query, document), got {type(pairs).__name__}"
+        )
+    pair: object
+    groups: dict[str, Group] = {}
+    for i, pair in enumerate(pairs):
+        if isinstance(pair, str | bytes) or not isinstance(pair, Sequence) or len(pair) != 2:
+            raise InputTypeError(f"pairs[{i}] must be (query, document), got {pair!r:.80}")
+        query = check_query(pair[0], f"pairs[{i}][0]")
+        group = groups.setdefault(query, Group(query, f"pairs[{i}][0]", [], []))
+        group.places.append(i)
+        group.documents.append(check_text(pair[1], f"pairs[{i}][1]"))
+    return Call(list(groups.values()), Job(len(pairs), argument="pairs"))

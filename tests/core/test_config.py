@@ -1,0 +1,81 @@
+"""Settings: checked, frozen, the same names everywhere."""
+
+from __future__ import annotations
+
+import pickle
+from typing import get_type_hints
+
+import pytest
+
+from rerank_plugins import ConfigError, RerankConfig, Reranker
+from rerank_plugins.config import RerankSettings
+
+
+def test_the_keyword_arguments_of_the_reranker_are_the_fields_of_the_config() -> None:
+    fields = set(RerankConfig.model_fields) - {"model"}
+
+    assert set(get_type_hints(RerankSettings)) == fields
+
+
+def test_a_config_is_frozen_and_compares_by_value() -> None:
+    config = RerankConfig(model="m", cache_entries=5)
+
+    assert config == RerankConfig(model="m", cache_entries=5)
+    assert config == pickle.loads(pickle.dumps(config))
+    with pytest.raises(ValueError, match="frozen"):
+        config.cache_entries = 6  # type: ignore[misc]  # the point of the test
+
+
+@pytest.mark.parametrize(
+    ("settings", "named"),
+    [
+        ({"modle": "m"}, "modle: unknown setting"),
+        ({"backend": "tensorflow"}, "backend: .*'auto', 'onnx' or 'lexical', got 'tensorflow'"),
+        ({"precision": "int2"}, "precision: .*got 'int2'"),
+        ({"max_length": 0}, "max_length: .*greater than or equal to 8, got 0"),
+        ({"cache_entries": -1}, "cache_entries: .*got -1"),
+        ({"batch_tokens": 0}, "batch_tokens: .*got 0"),
+        ({"queue_tokens": 0}, "queue_tokens: .*got 0"),
+        ({"timeout_s": 0}, "timeout_s: .*greater than 0, got 0"),
+        ({"model": "  "}, "model is blank"),
+        ({"backend": "lexical", "model": "some/model"}, 'backend="lexical" loads no model'),
+        ({"backend": "onnx", "model": "lexical"}, "no ONNX file"),
+        ({"language_models": {"ZH": "m"}}, "language_models: 'ZH' is not a lower-case ISO 639-1"),
+        ({"normalizer": 3}, "normalizer: .*got 3"),
+    ],
+)
+def test_a_wrong_setting_is_named_with_what_is_allowed_and_seen(
+    settings: dict[str, object], named: str
+) -> None:
+    with pytest.raises(ConfigError, match=named):
+        RerankConfig(**settings)
+    with pytest.raises(ConfigError, match=named):
+        Reranker(**settings)  # type: ignore[arg-type]  # the point of the test
+
+
+def test_what_is_no_model_is_refused() -> None:
+    with pytest.raises(ConfigError, match="expected a name, a folder or a Scorer, got 42"):
+        Reranker(42)  # type: ignore[arg-type]  # the point of the test
+
+
+def test_the_environment_is_read_on_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RERANK_PLUGINS_CACHE_ENTRIES", "7")
+    monkeypatch.setenv("RERANK_PLUGINS_LANGUAGE_MODELS", "zh=some/model, de=lexical")
+
+    config = RerankConfig.from_env()
+
+    assert config.cache_entries == 7
+    assert config.language_models == {"zh": "some/model", "de": "lexical"}
+    assert RerankConfig().cache_entries == 50_000
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "named"),
+    [
+        ("CACHE_ENTRIES", "many", "cache_entries: .*got 'many'"),
+        ("LANGUAGE_MODELS", "zh", "expected LANGUAGE=MODEL, got 'zh'"),
+    ],
+)
+def test_a_wrong_variable_is_named(name: str, value: str, named: str) -> None:
+    with pytest.raises(ConfigError, match=named):
+        RerankConfig.from_env({f"RERANK_PLUGINS_{name}": value})
