@@ -21,7 +21,7 @@ def open_scorer(config: RerankConfig) -> AnyScorer:
     if config.backend is Backend.LEXICAL or config.model == LEXICAL:
         from rerank_plugins.scorers.lexical import LexicalScorer
 
-        return LexicalScorer.open(config)
+        return LexicalScorer.open()
     if config.model == EMBEDDED:
         from rerank_plugins.scorers.embedded import EmbeddedScorer
 
