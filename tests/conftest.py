@@ -33,7 +33,9 @@ def open_reranker() -> Iterator[Callable[..., tuple[Reranker, FakeScorer]]]:
     """Open rerankers over fake scorers; all are closed when the test ends."""
     opened: list[Reranker] = []
 
-    def open_it(scorer: FakeScorer | None = None, **settings: object) -> tuple[Reranker, FakeScorer]:
+    def open_it(
+        scorer: FakeScorer | None = None, **settings: object
+    ) -> tuple[Reranker, FakeScorer]:
         scorer = scorer or FakeScorer()
         reranker = Reranker(scorer, **settings)  # type: ignore[arg-type]  # any setting, by name
         opened.append(reranker)

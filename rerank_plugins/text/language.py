@@ -37,7 +37,9 @@ class _Script(NamedTuple):
 
     name: str
     ranges: str
-    languages: tuple[str, ...]  # the most widely written first; several: py3langid chooses among them
+    languages: tuple[
+        str, ...
+    ]  # the most widely written first; several: py3langid chooses among them
     letters_per_word: int = 0  # 0: words are separated, so a run of letters is one word
 
 
@@ -57,14 +59,21 @@ _SCRIPTS: Final = (
         _LATIN_LANGUAGES,
     ),
     # Not the middle dot U+30FB: Chinese writes foreign names with it.
-    _Script("kana", r"\u3041-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9d", ("ja",), 1),
+    _Script(
+        "kana", r"\u3041-\u309f\u30a1-\u30fa\u30fc-\u30ff\u31f0-\u31ff\uff66-\uff9d", ("ja",), 1
+    ),
     _Script(
         "han",
         r"\u3005\u3007\u3105-\u312f\u31a0-\u31bf\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003134f",
         ("zh",),
         1,
     ),
-    _Script("hangul", r"\u1100-\u11ff\u3131-\u318e\ua960-\ua97c\uac00-\ud7a3\ud7b0-\ud7fb\uffa0-\uffdc", ("ko",), 1),
+    _Script(
+        "hangul",
+        r"\u1100-\u11ff\u3131-\u318e\ua960-\ua97c\uac00-\ud7a3\ud7b0-\ud7fb\uffa0-\uffdc",
+        ("ko",),
+        1,
+    ),
     _Script(
         "cyrillic",
         r"\u0400-\u052f\u1c80-\u1c88\u2de0-\u2dff\ua640-\ua69f",
@@ -110,7 +119,9 @@ _TELLING: Final = frozenset(
     )
 )
 # Frequent in English, but words elsewhere too (German was, Danish for, Italian a): they only confirm.
-_CONFIRMING: Final = frozenset(_words("is was are be of in for a an to do can it on i by at as my not or"))
+_CONFIRMING: Final = frozenset(
+    _words("is was are be of in for a an to do can it on i by at as my not or")
+)
 
 
 def detect_script_language(text: str) -> str | None:
@@ -206,7 +217,10 @@ def _load_rank() -> _Rank | None:
         # An identifier of our own: the module's functions share one that any caller may restrict.
         identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
     except (OSError, ValueError, MemoryError) as error:
-        _log.warning("py3langid's model could not be read (%s): languages of one script are not told apart", error)
+        _log.warning(
+            "py3langid's model could not be read (%s): languages of one script are not told apart",
+            error,
+        )
         return None
     rank: _Rank = identifier.rank
     return rank
@@ -214,7 +228,11 @@ def _load_rank() -> _Rank | None:
 
 def _shares(ranked: list[tuple[str, float]], languages: tuple[str, ...]) -> dict[str, float]:
     """Keep the *languages* and make their probabilities add up to 1; empty where none has any."""
-    kept = {language: probability for language, probability in ranked if language in languages and probability > 0.0}
+    kept = {
+        language: probability
+        for language, probability in ranked
+        if language in languages and probability > 0.0
+    }
     total = sum(kept.values())
     return {language: probability / total for language, probability in kept.items()}
 

@@ -27,7 +27,9 @@ _JOINABLE: Final = (
 )
 # A virama kills the vowel of its consonant: a joiner after it decides the shape even at a word's end.
 _VIRAMAS: Final = r"\u094d\u09cd\u0a4d\u0acd\u0b4d\u0bcd\u0c4d\u0ccd\u0d4d\u0dca\u1039\u103a\u17d2"
-_IDLE_JOINER: Final = re.compile(f"(?<![{_JOINABLE}])[\u200c\u200d]|(?<![{_VIRAMAS}])[\u200c\u200d](?![{_JOINABLE}])")
+_IDLE_JOINER: Final = re.compile(
+    f"(?<![{_JOINABLE}])[\u200c\u200d]|(?<![{_VIRAMAS}])[\u200c\u200d](?![{_JOINABLE}])"
+)
 
 
 def normalize_text(text: str) -> str:

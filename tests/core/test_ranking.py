@@ -58,9 +58,7 @@ def test_threshold_min_results_and_top_n(
 ) -> None:
     scores = activate(values, "sigmoid")
 
-    kept = select(
-        values, scores, top_n=top_n, score_threshold=threshold, min_results=min_results
-    )
+    kept = select(values, scores, top_n=top_n, score_threshold=threshold, min_results=min_results)
 
     everything = select(values, scores)
     assert kept == everything[: len(kept)]

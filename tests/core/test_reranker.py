@@ -48,9 +48,7 @@ def test_any_number_of_documents_takes_the_same_path(open_reranker: Opener, coun
 
     ranking = reranker.rank("q", documents)
 
-    assert [d.index for d in ranking] == sorted(
-        range(count), key=lambda i: (-len(documents[i]), i)
-    )
+    assert [d.index for d in ranking] == sorted(range(count), key=lambda i: (-len(documents[i]), i))
     assert sum(scorer.pairs_scored.values()) == len(set(documents))
 
 
