@@ -1,8 +1,9 @@
 """Say in which language a short text is written, or that this cannot be told.
 
-Three steps, the cheapest first: the script (Kana is Japanese, Thai is Thai), then plain English by its
-function words, then py3langid for the languages that share a script. A wrong name costs more than none,
-because the name chooses the model, so a Latin text gets one only when the figures say that it is safe.
+Three steps, the cheapest first: the script (Kana is Japanese, Thai is Thai), then plain English by
+its function words, then py3langid for the languages that share a script. A wrong name costs more
+than none, because the name chooses the model, so a Latin text gets one only when the figures in
+docs/languages.md say that it is safe.
 """
 
 from __future__ import annotations
@@ -26,14 +27,15 @@ _SURE: Final = 0.6  # this likely: name it
 _LIKELY: Final = 0.25  # this likely: name it where English is out of the question
 _NOT_ENGLISH: Final = 0.01  # English below this is out of the question
 _ENGLISH: Final = 0.3  # enough for English: its short queries are full of names and code
-# Russian and Hindi are met far more often than their neighbours, which are hard to tell apart in a few words.
+# Russian and Hindi are met far more often than their neighbours, which are hard to tell apart in a
+# few words.
 _COMMONEST_BONUS: Final = 2.0
 
 _Rank = Callable[[str], list[tuple[str, float]]]
 
 
 class _Script(NamedTuple):
-    """One writing system: the inside of a regular expression's class, and the languages that use it."""
+    """One writing system: its characters as a regular expression, and who writes it."""
 
     name: str
     ranges: str
@@ -48,7 +50,8 @@ def _words(text: str) -> tuple[str, ...]:
 
 
 _LATIN_LANGUAGES: Final = _words(
-    "en es fr de pt it nl pl tr vi id ms sv da no fi cs sk hu ro hr bs sl sq lt lv et is ga cy eu ca gl mt af"
+    "en es fr de pt it nl pl tr vi id ms sv da no fi cs sk hu ro hr bs sl sq lt lv et is ga cy eu"
+    " ca gl mt af"
     " az uz eo sw so ha zu tl"
 )
 
@@ -114,11 +117,13 @@ _ENGLISH_WORD: Final = re.compile(r"[A-Za-z']+")
 # Frequent in English and in hardly any other language's short texts.
 _TELLING: Final = frozenset(
     _words(
-        "the what which where when why how does did with from this that these those were been have has should would"
+        "the what which where when why how does did with from this that these those were been have"
+        " has should would"
         " could their they and who whose you your between there about into without"
     )
 )
-# Frequent in English, but words elsewhere too (German was, Danish for, Italian a): they only confirm.
+# Frequent in English, but words elsewhere too (German was, Danish for, Italian a): they only
+# confirm.
 _CONFIRMING: Final = frozenset(
     _words("is was are be of in for a an to do can it on i by at as my not or")
 )
@@ -127,9 +132,10 @@ _CONFIRMING: Final = frozenset(
 def detect_script_language(text: str) -> str | None:
     """Name the language that the script of *text* gives away, without any library.
 
-    Looks at the first 500 characters and counts words by script; one Chinese character or one Kana counts
-    as a word. None means that the script has several languages (Latin, Cyrillic, Arabic, Devanagari,
-    Bengali) or that there are no letters. Han without Kana is Chinese.
+    Looks at the first 500 characters and counts words by script; one Chinese character or one Kana
+    counts
+    as a word. None means that the script has several languages (Latin, Cyrillic, Arabic,
+    Devanagari, Bengali) or that there are no letters. Han without Kana is Chinese.
     """
     if text.isascii():
         return None
@@ -140,13 +146,15 @@ def detect_script_language(text: str) -> str | None:
 class DefaultLanguageDetector:
     """Name the language of a text by ISO 639-1 code, or None where that would be a guess.
 
-    Call it with any text: it never raises, gives the same answer every time and may be shared by threads.
-    Only the first 500 characters count. A text in a non-Latin script always gets a name of that script's
+    Call it with any text: it never raises, gives the same answer every time and may be shared by
+    threads.
+    Only the first 500 characters count. A text in a non-Latin script always gets a name of that
+    script's
     languages, never "en".
 
-    py3langid (4.6 MB) is loaded when a text first needs it, which takes a second or so. Without it, Latin
-    text that is not plainly English gets None, and a script that several languages share gets the most
-    widely written of them ("ru", "ar", "hi", "bn"): still enough to keep it away from an English model.
+    py3langid (4.6 MB) is loaded when a text first needs it, which takes a second or so. Without it,
+    Latin text that is not plainly English gets None, and a script that several languages share gets
+    the most widely written of them ("ru", "ar", "hi", "bn"), which keeps it from an English model.
     """
 
     def __init__(self) -> None:
@@ -172,7 +180,7 @@ class DefaultLanguageDetector:
         return self._name_shared(head, script)
 
     def _name_shared(self, text: str, script: _Script) -> str:
-        """Choose among the languages of a non-Latin script; the commonest where nothing speaks for another."""
+        """Choose among the languages of a script; the commonest where nothing speaks against."""
         commonest = script.languages[0]
         if (rank := self._library()) is None:
             return commonest
@@ -238,11 +246,13 @@ def _shares(ranked: list[tuple[str, float]], languages: tuple[str, ...]) -> dict
 
 
 def _main_script(text: str) -> _Script | None:
-    """Find the script with the most words; against Latin, the other script wins a tie ("iPhone цена")."""
+    """Find the script with the most words.
+
+    Against Latin, the other script wins a tie ("iPhone цена").
+    """
     words: dict[str, int] = {}
     for run in _RUNS.finditer(text):
-        name = run.lastgroup
-        assert name is not None  # every branch of the expression is a named group
+        name = str(run.lastgroup)
         length = run.end() - run.start()
         per_word = _BY_NAME[name].letters_per_word
         # A lone Greek letter is a symbol, as in beta-blocker or TNF-alpha.
@@ -259,7 +269,7 @@ def _main_script(text: str) -> _Script | None:
 
 
 def _is_plain_english(text: str) -> bool:
-    """Recognise English by its function words, so that most English queries never load a library."""
+    """Recognise English by its function words: most such queries never load a library."""
     if not text.isascii():
         return False
     words = _ENGLISH_WORD.findall(text.lower())

@@ -126,9 +126,9 @@ def test_routing_follows_the_translated_query(monkeypatch: pytest.MonkeyPatch) -
             r"what text_hook returned for documents\[0\] holds the lone surrogate",
         ),
         (
-            {"text_hook": lambda text, language, role: [][1] if role == "document" else text},
+            {"text_hook": lambda text, language, role: {}["x"] if role == "document" else text},
             ScoringError,
-            r"text_hook failed on documents\[0\]: IndexError",
+            r"text_hook failed on documents\[0\]: KeyError",
         ),
         ({"language_detector": lambda text: 1 / 0}, ScoringError, "language_detector failed"),
         ({"normalizer": lambda text: ""}, InputError, "query, once cleaned, is blank"),

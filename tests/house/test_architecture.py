@@ -49,7 +49,7 @@ HEAVY = {
 
 def layer_of(module: str) -> int:
     """Return the line on which *module*, or the folder it is in, stands."""
-    root = module.split(".")[0]
+    root = module.split(".", maxsplit=1)[0]
     for line, names in enumerate(LAYERS):
         if root in names:
             return line
