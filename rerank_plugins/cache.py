@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import operator
 import threading
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
@@ -45,10 +46,10 @@ class Job:
     nothing more: what only it waited for is dropped when a batch is formed.
     """
 
-    __slots__ = ("_lock", "_remaining", "argument", "cached", "future", "pairs")
+    __slots__ = ("_argument", "_lock", "_remaining", "cached", "future", "pairs")
 
     def __init__(self, size: int, *, argument: str = "documents") -> None:
-        self.argument = argument
+        self._argument = argument
         self.pairs: list[CachedPair | None] = [None] * size
         self.cached = [False] * size
         self.future: Future[None] = Future()
@@ -61,6 +62,10 @@ class Job:
     def waiting(self) -> bool:
         """Whether somebody still wants the result."""
         return not self.future.done()
+
+    def where(self, place: int) -> str:
+        """Name a place by argument and index, for an error message."""
+        return f"{self._argument}[{place}]"
 
     def deliver(self, place: int, pair: CachedPair, *, cached: bool = False) -> bool:
         """Fill one place; returns whether it was the last, and the caller is to be woken."""
@@ -94,7 +99,7 @@ class Waiter(NamedTuple):
     @property
     def where(self) -> str:
         """The argument and index, for an error message."""
-        return f"{self.job.argument}[{self.place}]"
+        return self.job.where(self.place)
 
 
 @dataclass(eq=False, slots=True)
@@ -104,6 +109,11 @@ class Ticket:
     key: bytes
     waiters: list[Waiter] = field(default_factory=list)
     encoded: EncodedPair | None = None
+    tokens: int = 1
+
+    def take(self, encoded: EncodedPair) -> None:
+        """Keep the encoded pair; a length that is none fails here, in its caller's thread."""
+        self.encoded, self.tokens = encoded, max(1, operator.index(encoded.tokens))
 
 
 class CacheStats(NamedTuple):

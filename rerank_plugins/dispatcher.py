@@ -9,6 +9,7 @@ from bisect import bisect_left
 from collections import deque
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from rerank_plugins.cache import PairCache, Ticket, Waiter
-    from rerank_plugins.protocols import AnyScorer, EncodedPair
+    from rerank_plugins.protocols import AnyScorer
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,7 @@ class Dispatcher:
         self, scorer: AnyScorer, cache: PairCache, *, batch_tokens: int, queue_tokens: int
     ) -> None:
         self._scorer = scorer
+        self._padded = scorer.padded
         self._cache = cache
         self._batch_tokens = batch_tokens
         self._queue_tokens = queue_tokens
@@ -106,9 +108,9 @@ class Dispatcher:
             if self._closed:
                 raise ClosedError("the reranker is closed")
             self._sorted.extend(tickets)
-            self._sorted.sort(key=_tokens)
+            self._sorted.sort(key=attrgetter("tokens"))
             self._arrival.extend(tickets)
-            self._stats.tokens_waiting += sum(map(_tokens, tickets))
+            self._stats.tokens_waiting += sum(ticket.tokens for ticket in tickets)
             if self._worker is None:
                 self._worker = threading.Thread(
                     target=self._work, name=f"rerank-plugins {self._scorer.name}", daemon=True
@@ -162,13 +164,11 @@ class Dispatcher:
         if not self._arrival:
             return []
         oldest = self._arrival[0]
-        lengths = [_tokens(ticket) for ticket in self._sorted]
-        position = bisect_left(lengths, _tokens(oldest))
+        lengths = [ticket.tokens for ticket in self._sorted]
+        position = bisect_left(lengths, oldest.tokens)
         while self._sorted[position] is not oldest:
             position += 1
-        start, stop = next_batch(
-            lengths, position, budget=self._batch_tokens, padded=self._scorer.padded
-        )
+        start, stop = next_batch(lengths, position, budget=self._batch_tokens, padded=self._padded)
         batch = self._sorted[start:stop]
         del self._sorted[start:stop]
         taken = set(map(id, batch))
@@ -182,7 +182,7 @@ class Dispatcher:
         if not dropped:
             return
         self._stats.pairs_dropped += len(dropped)
-        self._stats.tokens_waiting -= sum(_tokens(t) for t in self._sorted if id(t) in dropped)
+        self._stats.tokens_waiting -= sum(t.tokens for t in self._sorted if id(t) in dropped)
         self._sorted = [ticket for ticket in self._sorted if id(ticket) not in dropped]
         self._arrival = deque(ticket for ticket in self._arrival if id(ticket) not in dropped)
 
@@ -202,15 +202,13 @@ class Dispatcher:
             self._cache.fail(batch, partial(self._scoring_error, cause=exc))
             return
         finite = np.isfinite(logits)
-        lengths = [_tokens(ticket) for ticket in batch]
+        lengths = [ticket.tokens for ticket in batch]
         with self._changed:
             self._stats.batches += 1
             self._stats.pairs_scored += int(finite.sum())
             self._stats.pairs_failed += int((~finite).sum())
             self._stats.tokens_scored += sum(lengths)
-            self._stats.tokens_padded += batch_cost(lengths, padded=self._scorer.padded) - sum(
-                lengths
-            )
+            self._stats.tokens_padded += batch_cost(lengths, padded=self._padded) - sum(lengths)
         self._cache.resolve(
             (ticket, float(logit))
             for ticket, logit, fine in zip(batch, logits, finite, strict=True)
@@ -222,7 +220,7 @@ class Dispatcher:
                 self._cache.fail([ticket], partial(self._scoring_error, cause=cause))
 
     def _forward(self, batch: Sequence[Ticket]) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-        encoded = [_encoded(ticket) for ticket in batch]
+        encoded = [ticket.encoded for ticket in batch]
         logits = np.asarray(self._scorer.forward(encoded), dtype=np.float32)
         if logits.shape != (len(batch),):
             raise ScoringError(
@@ -244,13 +242,3 @@ class Dispatcher:
         if not self._stats.tokens_scored:
             return 1.0
         return self._stats.busy_s / self._stats.tokens_scored * self._batch_tokens
-
-
-def _encoded(ticket: Ticket) -> EncodedPair:
-    if ticket.encoded is None:
-        raise AssertionError("a ticket was queued before it was encoded")
-    return ticket.encoded
-
-
-def _tokens(ticket: Ticket) -> int:
-    return _encoded(ticket).tokens

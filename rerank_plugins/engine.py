@@ -7,6 +7,7 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from rerank_plugins.cache import Job, PairCache, Ticket, Waiter, pair_key
@@ -15,7 +16,7 @@ from rerank_plugins.errors import ClosedError, InputError, RerankError, ScoringE
 from rerank_plugins.results import EngineStats
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
 
     from rerank_plugins.protocols import AnyScorer
 
@@ -45,6 +46,8 @@ class Engine:
         self._queue_tokens = queue_tokens
         self._cache = PairCache(cache_entries)
         self._opening = threading.Lock()
+        # Never held for long, unlike the one above: an event loop may take it.
+        self._counting = threading.Lock()
         self._open: tuple[AnyScorer, Dispatcher] | None = None
         self._threads: ThreadPoolExecutor | None = None
         self._closed = False
@@ -53,7 +56,7 @@ class Engine:
     @property
     def threads(self) -> ThreadPoolExecutor:
         """Threads that clean and encode for callers on an event loop; they end with `close`."""
-        with self._opening:
+        with self._counting:
             self._check_open()
             if self._threads is None:
                 self._threads = ThreadPoolExecutor(
@@ -75,37 +78,36 @@ class Engine:
         self,
         job: Job,
         query: str,
-        documents: Sequence[str],
-        places: Sequence[int],
+        documents: Iterator[tuple[int, str]],
         *,
         salt: str = "",
         deadline: float | None = None,
     ) -> None:
         """Fill *job* from the cache and queue what is missing, chunk by chunk.
 
-        ``documents[i]`` is the cleaned text for ``job.pairs[places[i]]``. *salt* is what changed
-        the texts on their way here, and becomes part of each key. Returns when everything is
-        queued; failures reach the job's future.
+        *documents* gives ``(place, text)``, the cleaned text for ``job.pairs[place]``. *salt* names
+        what changed the texts on their way here, and becomes part of each key. Returns when
+        everything is queued; failures reach the job's future.
         """
-        self._requests += 1
+        with self._counting:
+            self._requests += 1
         try:
             scorer, dispatcher = self._opened()
             prefix = f"{scorer.identity}\n{salt}".encode()
             query_bytes = query.encode()
-            for start in range(0, len(documents), CHUNK_PAIRS):
-                if not job.waiting:
-                    return
-                chunk = documents[start : start + CHUNK_PAIRS]
-                keys = [pair_key(prefix, query_bytes, text.encode()) for text in chunk]
+            begun = False
+            while job.waiting and (chunk := list(islice(documents, CHUNK_PAIRS))):
+                keys = [pair_key(prefix, query_bytes, text.encode()) for _, text in chunk]
                 if dispatcher.full and not self._cache.covers(keys):
                     # A request that has begun waits its turn; a new one is told to come back.
-                    if start:
+                    if begun:
                         dispatcher.await_room(deadline)
                     else:
                         dispatcher.refuse_if_full()
-                tickets = self._cache.claim(job, keys, places[start : start + CHUNK_PAIRS])
+                begun = True
+                tickets = self._cache.claim(job, keys, [place for place, _ in chunk])
                 if tickets:
-                    texts = [chunk[i] for i in tickets]
+                    texts = [chunk[i][1] for i in tickets]
                     self._encode_and_queue(scorer, dispatcher, query, texts, list(tickets.values()))
         except RerankError as exc:
             job.fail(exc)
@@ -122,7 +124,7 @@ class Engine:
         try:
             encoded = scorer.encode(query, texts)
             for ticket, pair in zip(tickets, encoded, strict=True):
-                ticket.encoded = pair
+                ticket.take(pair)
             dispatcher.submit(tickets)
         except ClosedError as exc:
             self._cache.fail(tickets, partial(_closed_error, cause=exc))
@@ -140,7 +142,8 @@ class Engine:
     def stats(self) -> EngineStats:
         """Return the counters as they are now."""
         cache = self._cache.stats()
-        queue = self._open[1].stats() if self._open is not None else DispatchStats()
+        opened = self._open
+        queue = opened[1].stats() if opened is not None else DispatchStats()
         return EngineStats(
             scorer=self.name,
             requests=self._requests,
@@ -164,14 +167,17 @@ class Engine:
 
     def close(self, *, wait: bool = True) -> None:
         """Fail what waits, end the threads and free the scorer; closing twice is one closing."""
+        self._closed = True
+        # An opening that is under way ends first, so that no scorer is left open behind it.
         with self._opening:
-            self._closed = True
             opened, self._open = self._open, None
+        with self._counting:
             threads, self._threads = self._threads, None
         if opened is not None:
             opened[1].close(wait=wait)
         if threads is not None:
-            threads.shutdown(wait=False, cancel_futures=True)
+            # What waits in there still runs, to tell its caller that the engine is closed.
+            threads.shutdown(wait=False)
         self._cache.clear()
 
     def _opened(self) -> tuple[AnyScorer, Dispatcher]:

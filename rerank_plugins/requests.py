@@ -13,16 +13,15 @@ from rerank_plugins.errors import InputError, InputTypeError
 
 def check_text(text: object, where: str) -> str:
     """Return *text* if it can be scored: a string without lone surrogates."""
-    if not isinstance(text, str):
-        raise InputTypeError(f"{where} must be str, got {type(text).__name__}")
+    sound = _check_str(text, where)
     try:
-        text.encode()
+        sound.encode()
     except UnicodeEncodeError as exc:
         raise InputError(
-            f"{where} holds the lone surrogate U+{ord(text[exc.start]):04X} at character "
+            f"{where} holds the lone surrogate U+{ord(sound[exc.start]):04X} at character "
             f"{exc.start}, which is no text; decode the source with errors='replace'"
         ) from None
-    return text
+    return sound
 
 
 def check_query(query: object, where: str = "query") -> str:
@@ -33,15 +32,20 @@ def check_query(query: object, where: str = "query") -> str:
     return text
 
 
-def check_documents(documents: object) -> list[str]:
-    """Return *documents* as a list of texts that can be scored; blank ones are allowed."""
+def _check_str(text: object, where: str) -> str:
+    if not isinstance(text, str):
+        raise InputTypeError(f"{where} must be str, got {type(text).__name__}")
+    return text
+
+
+def _check_documents(documents: object) -> list[str]:
     if isinstance(documents, str | bytes):
         raise InputTypeError(
             f"documents must be a sequence of str, got one {type(documents).__name__}"
         )
     if not isinstance(documents, Sequence):
         raise InputTypeError(f"documents must be a sequence of str, got {type(documents).__name__}")
-    return [check_text(text, f"documents[{i}]") for i, text in enumerate(documents)]
+    return [_check_str(text, f"documents[{i}]") for i, text in enumerate(documents)]
 
 
 @dataclass(slots=True)
@@ -58,10 +62,16 @@ class Group:
 
 
 class Call(NamedTuple):
-    """What a caller asked for, checked, and the wait for it."""
+    """What a caller asked for, and the wait for it."""
 
     groups: list[Group]
     job: Job
+
+    def check_documents(self) -> None:
+        """Check what takes time where documents are many: off the event loop, that is."""
+        for group in self.groups:
+            for place, document in zip(group.places, group.documents, strict=True):
+                check_text(document, self.job.where(place))
 
 
 class Keep(NamedTuple):
@@ -89,14 +99,23 @@ class Keep(NamedTuple):
         return cls(top_n, score_threshold, min_results)
 
 
+def check_timeout(timeout_s: object) -> float | None:
+    """Return *timeout_s* if it is None or a number of seconds above 0."""
+    if timeout_s is None:
+        return None
+    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not timeout_s > 0:
+        raise InputError(f"timeout_s must be a number of seconds above 0, got {timeout_s!r}")
+    return timeout_s
+
+
 def _is_int(value: object) -> TypeGuard[int]:
     # True is an int to Python, and a slip here.
     return isinstance(value, int) and not isinstance(value, bool)
 
 
 def rank_call(query: object, documents: object) -> Call:
-    """Check one query with its documents."""
-    checked = check_documents(documents)
+    """Check one query, and that its documents are texts."""
+    checked = _check_documents(documents)
     group = Group(check_query(query), "query", list(range(len(checked))), checked)
     return Call([group], Job(len(checked)))
 
@@ -115,5 +134,5 @@ def score_call(pairs: object) -> Call:
         query = check_query(pair[0], f"pairs[{i}][0]")
         group = groups.setdefault(query, Group(query, f"pairs[{i}][0]", [], []))
         group.places.append(i)
-        group.documents.append(check_text(pair[1], f"pairs[{i}][1]"))
+        group.documents.append(_check_str(pair[1], f"pairs[{i}][1]"))
     return Call(list(groups.values()), Job(len(pairs), argument="pairs"))

@@ -14,21 +14,24 @@ from rerank_plugins.cache import CachedPair, Job
 from rerank_plugins.cleaning import Cleaner
 from rerank_plugins.config import EMBEDDED, LEXICAL, Activation, RerankConfig
 from rerank_plugins.engine import Engine, deadline_after
-from rerank_plugins.errors import ConfigError, InputError, RerankTimeoutError
+from rerank_plugins.errors import ConfigError, RerankTimeoutError
 from rerank_plugins.protocols import AnyScorer, Scorer
 from rerank_plugins.ranking import BLANK_LOGIT, activate, select
 from rerank_plugins.registry import Leases
-from rerank_plugins.requests import Call, Keep, rank_call, score_call
+from rerank_plugins.requests import Call, Group, Keep, check_timeout, rank_call, score_call
 from rerank_plugins.results import RankedDocument, Ranking
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterator, Sequence
     from types import TracebackType
 
     from rerank_plugins.config import RerankSettings
     from rerank_plugins.results import EngineStats
 
 _R = TypeVar("_R", bound="Reranker")
+
+_FINISH_ON_LOOP = 4096
+"""Documents whose ranking is put together on the event loop: some milliseconds' work."""
 
 _BLANK = CachedPair(BLANK_LOGIT, truncated=False)
 
@@ -78,6 +81,10 @@ class Reranker:
         # Settings only: a copy, or another process, opens or shares an engine of its own.
         return _rebuild, (type(self), self.config, self._own)
 
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        # A scorer that the user made is shared, never copied: it may hold a model.
+        return _rebuild(type(self), self.config, self._own)
+
     def rank(
         self,
         query: str,
@@ -121,6 +128,8 @@ class Reranker:
         keep = Keep.checked(top_n, score_threshold, min_results)
         call = rank_call(query, documents)
         await self._await(call, timeout_s)
+        if len(call.job.pairs) > _FINISH_ON_LOOP:
+            return await asyncio.to_thread(_ranking, call, keep)
         return _ranking(call, keep)
 
     def score(
@@ -223,7 +232,7 @@ class Reranker:
 
     def _submit(self, call: Call, deadline: float | None) -> None:
         """Clean and route each query with its documents, and hand them to the engine."""
-        salt = self._cleaner.identity
+        call.check_documents()
         for group in call.groups:
             query, scored_language = self._cleaner.query(group.query, group.where)
             engine = self._route(scored_language)
@@ -234,16 +243,22 @@ class Reranker:
                 if self.config.activation is Activation.AUTO
                 else self.config.activation.value
             )
-            texts: list[str] = []
-            places: list[int] = []
-            for place, document in zip(group.places, group.documents, strict=True):
-                text = self._cleaner.document(document, f"{call.job.argument}[{place}]")
-                if text.strip():
-                    texts.append(text)
-                    places.append(place)
-                elif call.job.deliver(place, _BLANK):
-                    call.job.succeed()
-            engine.submit(call.job, query.text, texts, places, salt=salt, deadline=deadline)
+            engine.submit(
+                call.job,
+                query.text,
+                self._cleaned(group, call.job),
+                salt=self._cleaner.identity,
+                deadline=deadline,
+            )
+
+    def _cleaned(self, group: Group, job: Job) -> Iterator[tuple[int, str]]:
+        """Give the places and cleaned texts of what there is to score."""
+        for place, document in zip(group.places, group.documents, strict=True):
+            text = self._cleaner.document(document, job.where(place))
+            if text.strip():
+                yield place, text
+            elif job.deliver(place, _BLANK):
+                job.succeed()
 
     def _route(self, language: str | None) -> Engine:
         """Return the engine that answers queries in *language*, None where that is unknown."""
@@ -258,10 +273,7 @@ class Reranker:
         return primary if known is None or language in known else self._leases.lease(LEXICAL)
 
     def _timeout(self, timeout_s: float | None) -> float | None:
-        chosen = self.config.timeout_s if timeout_s is None else timeout_s
-        if chosen is not None and not chosen > 0:
-            raise InputError(f"timeout_s must be above 0 seconds, got {timeout_s!r}")
-        return chosen
+        return self.config.timeout_s if timeout_s is None else check_timeout(timeout_s)
 
 
 def _ranking(call: Call, keep: Keep) -> Ranking:
