@@ -66,7 +66,10 @@ class LexicalScorer:
 
     def forward(self, pairs: Sequence[LexicalPair]) -> list[float]:
         """Return (pairs,) logits."""
-        return [to_logit(score_terms(pair.query, pair.terms, self._weights)) for pair in pairs]
+        return [
+            to_logit(pair.query, score_terms(pair.query, pair.terms, self._weights))
+            for pair in pairs
+        ]
 
     def close(self) -> None:
         """Nothing to free: the weights are shared by the process."""

@@ -1,0 +1,1 @@
+"""Data of the lexical scorer: see `term_weights`."""
