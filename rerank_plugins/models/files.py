@@ -51,19 +51,34 @@ def find_model(
         ModelLoadError: saying what was looked for, what is there and what to do.
         ConfigError: a *revision* of a local model.
     """
-    path = Path(name).expanduser()
-    if not path.exists():
-        if _is_a_path(name):
-            raise ModelLoadError(name, "there is no such file or folder")
-        folder, commit = fetch(
-            name, wanted=wanted, revision=revision, local_files_only=local_files_only
-        )
-        return _in_folder(name, folder, wanted, version=commit)
-    if revision is not None:
-        raise ConfigError(
-            f"revision: only a model on the hub has one, but {name!r} is local; got {revision!r}"
-        )
-    return _of_file(name, path) if path.is_file() else _in_folder(name, path, wanted)
+    try:
+        path = _local(name)
+        if path is None:
+            folder, commit = fetch(
+                name, wanted=wanted, revision=revision, local_files_only=local_files_only
+            )
+            return _in_folder(name, folder, wanted, version=commit)
+        if revision is not None:
+            raise ConfigError(
+                f"revision: only a model on the hub has one, but {name!r} is local; "
+                f"got {revision!r}"
+            )
+        return _of_file(name, path) if path.is_file() else _in_folder(name, path, wanted)
+    except OSError as exc:
+        raise ModelLoadError(name, f"its files cannot be read: {exc}") from exc
+
+
+def _local(name: str) -> Path | None:
+    """Return the local path that *name* is, or None where it is a hub id."""
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError as exc:
+        raise ModelLoadError(name, f"there is no such home folder: {exc}") from exc
+    if path.exists():
+        return path
+    if _is_a_path(name):
+        raise ModelLoadError(name, "there is no such file or folder")
+    return None
 
 
 def _is_a_path(name: str) -> bool:
@@ -102,7 +117,7 @@ def _read(name: str, folder: Path, onnx: Path, *, version: str | None) -> ModelF
     config, tokenizer_config, special_tokens = (_json(name, folder / file) for file in SETTINGS)
     return ModelFiles(
         name=name,
-        version=version or _digest(name, onnx, tokenizer),
+        version=version or _digest(onnx, tokenizer),
         onnx=onnx,
         tokenizer=tokenizer,
         config=config,
@@ -115,24 +130,21 @@ def _json(name: str, path: Path) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as exc:
+    except ValueError as exc:
         raise ModelLoadError(name, f"{path.name} cannot be read as JSON: {exc}") from exc
     if not isinstance(value, dict):
         raise ModelLoadError(name, f"{path.name} holds {type(value).__name__}, not an object")
     return value
 
 
-def _digest(name: str, onnx: Path, tokenizer: Path) -> str:
+def _digest(onnx: Path, tokenizer: Path) -> str:
     """Return a digest of what changes a logit; a file's size and date would miss a copy.
 
     Reading costs about a second per gigabyte, once.
     """
     beside = [path.name for path in onnx.parent.iterdir()]
     digest = hashlib.blake2b(digest_size=16)
-    try:
-        for path in (onnx, *map(onnx.parent.joinpath, external_data(onnx.name, beside)), tokenizer):
-            with path.open("rb") as file:
-                digest.update(hashlib.file_digest(file, "blake2b").digest())
-    except OSError as exc:
-        raise ModelLoadError(name, f"{path.name} cannot be read: {exc}") from exc
+    for path in (onnx, *map(onnx.parent.joinpath, external_data(onnx.name, beside)), tokenizer):
+        with path.open("rb") as file:
+            digest.update(hashlib.file_digest(file, "blake2b").digest())
     return digest.hexdigest()

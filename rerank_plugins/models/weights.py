@@ -12,7 +12,14 @@ if TYPE_CHECKING:
     from collections.abc import Collection, Sequence
 
 USUAL_NAMES: dict[Precision, tuple[str, ...]] = {
-    Precision.FP32: ("model.onnx", "model_optimized.onnx", "model_O2.onnx", "model_O3.onnx"),
+    # O3 comes last, for its approximate GELU.
+    Precision.FP32: (
+        "model.onnx",
+        "model_optimized.onnx",
+        "model_O2.onnx",
+        "model_O1.onnx",
+        "model_O3.onnx",
+    ),
     Precision.FP16: ("model_fp16.onnx", "model_O4.onnx"),
     Precision.INT8: (
         "model_quantized.onnx",

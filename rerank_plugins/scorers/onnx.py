@@ -251,6 +251,11 @@ def _options(ort: ModuleType) -> Any:  # noqa: ANN401  onnxruntime has no types
     options.enable_mem_pattern = False
     # Idle workers would spin on the cores that encode the next batch and run the host program.
     options.add_session_config_entry("session.force_spinning_stop", "1")
+    # Where the process may use some of the cores only, onnxruntime would start a thread for each
+    # core of the machine and fail to pin it.
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    if allowed is not None and allowed < (os.cpu_count() or 1):
+        options.intra_op_num_threads = allowed
     # Warnings about how a graph was exported help nobody who did not export it; errors stay.
     options.log_severity_level = 3
     return options

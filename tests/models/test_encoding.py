@@ -129,14 +129,20 @@ def test_only_second_always_fits(query: int, document: int, max_length: int) -> 
         assert (kept_query, kept_document) == (query, document)
 
 
+@pytest.mark.parametrize("cut_left", [False, True])
 @pytest.mark.parametrize("truncation", Truncation)
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_query_that_fills_the_pair_alone_still_encodes(
-    kind: Kind, truncation: Truncation
+    kind: Kind, truncation: Truncation, cut_left: bool
 ) -> None:
-    pair = encode(kind, "the cat " * 50, "a dog", 16, truncation)
+    narrow = PairEncoder(
+        make_tokenizer(kind), max_length=16, truncation=truncation, cut_left=cut_left
+    )
+
+    (pair,) = narrow.encode("the cat " * 50, ["a dog " * 50])
 
     assert pair.tokens == 16
+    assert pair.truncated
 
 
 @pytest.mark.parametrize("special", [*SPECIAL_TEXTS, "＜/s＞", "</s></s>"])  # noqa: RUF001

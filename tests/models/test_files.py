@@ -151,3 +151,22 @@ def test_a_revision_of_a_local_model_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match=r"revision: only a model on the hub.*got 'main'"):
         find_model(str(tmp_path), wanted=CPU, revision="main")
+
+
+def test_files_that_cannot_be_opened_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model(tmp_path)
+
+    def refuse(_: Path) -> None:
+        raise PermissionError(13, "Permission denied", str(tmp_path))
+
+    monkeypatch.setattr("pathlib.Path.iterdir", refuse)
+
+    with pytest.raises(ModelLoadError, match=r"its files cannot be read: .*Permission denied"):
+        find_model(str(tmp_path), wanted=CPU)
+
+
+def test_a_home_folder_that_is_not_there_is_named() -> None:
+    with pytest.raises(ModelLoadError, match="no such home folder"):
+        find_model("~nobody-of-this-name/model", wanted=CPU)
