@@ -1,0 +1,139 @@
+"""Downloads from the Hugging Face hub: the one border where its errors are translated."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rerank_plugins.errors import ModelLoadError
+from rerank_plugins.models.weights import choose_onnx, external_data
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from rerank_plugins.config import Precision
+
+logger = logging.getLogger(__name__)
+
+TOKENIZER = "tokenizer.json"
+SETTINGS = ("config.json", "tokenizer_config.json", "special_tokens_map.json")
+
+API_TIMEOUT_S = 10.0
+"""Patience with the hub's listing of a model; a cached model is used where it does not answer."""
+
+
+def fetch(
+    model: str,
+    *,
+    wanted: Sequence[Precision],
+    revision: str | None,
+    local_files_only: bool,
+) -> tuple[Path, str]:
+    """Return the cached folder of a hub model, and its commit, downloading what is missing.
+
+    Only the tokenizer, the settings and one ONNX file with its external data are downloaded; no
+    pickled file ever is. Where the hub cannot be reached, a cached copy is used. The endpoint, the
+    token and the cache folder are the hub library's own (``HF_ENDPOINT``, ``HF_TOKEN``,
+    ``HF_HOME``).
+
+    Raises:
+        ModelLoadError: the model or revision is not there, is gated, or cannot be fetched.
+    """
+    if local_files_only:
+        return _cached(model, revision, "local_files_only is set")
+    from huggingface_hub import errors
+
+    # The hub library has changed its HTTP library twice; the base class of that one's errors is
+    # among the bases of the hub's own.
+    unreachable: tuple[type[Exception], ...] = (OSError, *_bases(errors.HfHubHTTPError))
+    try:
+        return _download(model, wanted, revision)
+    except errors.GatedRepoError as exc:
+        raise ModelLoadError(
+            model,
+            "the model is gated: accept its terms on the hub, then log in with `hf auth login` "
+            "or set HF_TOKEN",
+        ) from exc
+    except errors.RepositoryNotFoundError as exc:
+        raise ModelLoadError(
+            model,
+            "there is no such local folder, and no such model on the hub or it is private: check "
+            "the spelling, or log in with `hf auth login` or HF_TOKEN",
+        ) from exc
+    except errors.RevisionNotFoundError as exc:
+        raise ModelLoadError(model, f"the model has no revision {revision!r} on the hub") from exc
+    except errors.HFValidationError as exc:
+        raise ModelLoadError(
+            model, f"there is no such local folder, and it is not a hub id: {exc}"
+        ) from exc
+    except errors.OfflineModeIsEnabled:
+        return _cached(model, revision, "HF_HUB_OFFLINE is set")
+    except unreachable as exc:
+        status = getattr(getattr(exc, "response", None), "status_code", None)
+        if status in {401, 403}:
+            raise ModelLoadError(
+                model, f"the hub refused access, check HF_TOKEN: {_first_line(exc)}"
+            ) from exc
+        cause = f"the hub could not be reached ({type(exc).__name__}: {_first_line(exc)})"
+        found = _cached(model, revision, cause, exc)
+        logger.warning("%s: using the cached copy of %s", cause, model)
+        return found
+
+
+def _download(model: str, wanted: Sequence[Precision], revision: str | None) -> tuple[Path, str]:
+    from huggingface_hub import HfApi, hf_hub_download
+
+    listing = HfApi().model_info(model, revision=revision, timeout=API_TIMEOUT_S)
+    names = {sibling.rfilename for sibling in listing.siblings or ()}
+    onnx = choose_onnx(model, names, wanted)
+    check_tokenizer(model, TOKENIZER in names)
+    # Asking by branch first writes the branch's commit to the cache, where offline use finds it;
+    # the rest is asked by that commit, so that a push in between cannot mix two versions.
+    folder = Path(hf_hub_download(model, TOKENIZER, revision=revision)).parent
+    commit = folder.name
+    settings = [name for name in SETTINGS if name in names]
+    for name in (*settings, *external_data(onnx, names), onnx):
+        hf_hub_download(model, name, revision=commit)
+    return folder, commit
+
+
+def _cached(
+    model: str, revision: str | None, cause: str, error: Exception | None = None
+) -> tuple[Path, str]:
+    """Return the folder of *model* in the hub's cache, without any request."""
+    from huggingface_hub import errors, try_to_load_from_cache
+
+    try:
+        found = try_to_load_from_cache(model, TOKENIZER, revision=revision)
+    except errors.HFValidationError as exc:
+        raise ModelLoadError(
+            model, f"there is no such local folder, and it is not a hub id: {exc}"
+        ) from exc
+    if not isinstance(found, str):
+        at = "" if revision is None else f" at revision {revision!r}"
+        raise ModelLoadError(
+            model,
+            f"{cause}, and the cache does not hold it{at}. Download it once where there is a "
+            f"network: hf download {model}",
+        ) from error
+    folder = Path(found).parent
+    return folder, folder.name
+
+
+def check_tokenizer(model: str, there: object) -> None:
+    """Raise `ModelLoadError` unless the model's tokenizer.json is *there*."""
+    if not there:
+        raise ModelLoadError(
+            model,
+            "there is no tokenizer.json; write one with transformers: "
+            "AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER)",
+        )
+
+
+def _first_line(exc: BaseException) -> str:
+    return str(exc).strip().partition("\n")[0]
+
+
+def _bases(error: type[Exception]) -> tuple[type[Exception], ...]:
+    return tuple(base for base in error.__bases__ if issubclass(base, Exception))

@@ -1,0 +1,106 @@
+"""What a model's own JSON settings say: longest pair, activation, pad token. Pure functions."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
+
+from rerank_plugins.errors import ConfigError, ModelLoadError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    from rerank_plugins.models.files import ModelFiles
+
+POSITIONS_AFTER_PADDING = frozenset(
+    {
+        "camembert",
+        "data2vec-text",
+        "longformer",
+        "mpnet",
+        "roberta",
+        "roberta-prelayernorm",
+        "xlm-roberta",
+        "xlm-roberta-xl",
+        "xmod",
+    }
+)
+"""Values of ``model_type`` whose position ids start at padding_idx + 1, so that a table of 514
+positions holds 512 tokens.
+"""
+
+SANE_LENGTH = 1_000_000
+"""transformers writes about 1e30 as model_max_length where it knows no limit."""
+
+FALLBACK_LENGTH = 512
+"""Longest pair where a model's files name no limit, as that of BERT."""
+
+
+def longest_pair(files: ModelFiles, asked: int | None) -> int:
+    """Return the longest pair in tokens: *asked*, or the model's own limit.
+
+    Raises:
+        ConfigError: *asked* is more than the model has positions for.
+    """
+    positions = _positions(files.config)
+    if asked is not None:
+        if positions is not None and asked > positions:
+            raise ConfigError(
+                f"max_length: {files.name!r} takes at most {positions} tokens, got {asked}"
+            )
+        return asked
+    written = files.tokenizer_config.get("model_max_length")
+    tokenizer = int(written) if _is_number(written) and 0 < written < SANE_LENGTH else None
+    return min(filter(None, (positions, tokenizer)), default=FALLBACK_LENGTH)
+
+
+def _positions(config: Mapping[str, Any]) -> int | None:
+    positions = config.get("max_position_embeddings")
+    if not _is_number(positions) or positions <= 0:
+        return None
+    if config.get("model_type") in POSITIONS_AFTER_PADDING:
+        padding = config.get("pad_token_id")
+        positions -= (padding if _is_number(padding) else 1) + 1
+    return int(positions)
+
+
+def _is_number(value: object) -> TypeGuard[int | float]:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def model_activation(files: ModelFiles, *, must_know: bool) -> Literal["sigmoid", "logit"]:
+    """Return the activation that config.json names as sentence-transformers reads it.
+
+    That is ``sentence_transformers.activation_fn``, or its older form
+    ``sbert_ce_default_activation_function``; where neither is there, sigmoid.
+
+    Raises:
+        ModelLoadError: it names another function, and the user named none (*must_know*).
+    """
+    nested = files.config.get("sentence_transformers")
+    named = nested.get("activation_fn") if isinstance(nested, dict) else None
+    named = named or files.config.get("sbert_ce_default_activation_function")
+    if named is None:
+        return "sigmoid"
+    match str(named).rpartition(".")[2].removesuffix("()"):
+        case "Sigmoid":
+            return "sigmoid"
+        case "Identity":
+            return "logit"
+    if must_know:
+        raise ModelLoadError(
+            files.name,
+            f"its config.json names the activation {named!r}; set activation to "
+            '"sigmoid" or "logit"',
+        )
+    return "logit"
+
+
+def pad_id(files: ModelFiles, token_to_id: Callable[[str], int | None]) -> int:
+    """Return the id that fills short rows of a batch; the attention mask hides it."""
+    token = files.tokenizer_config.get("pad_token")
+    if isinstance(token, dict):
+        token = token.get("content")
+    found = token_to_id(token) if isinstance(token, str) else None
+    if found is None:
+        found = files.config.get("pad_token_id")
+    return found if isinstance(found, int) else 0

@@ -1,0 +1,295 @@
+"""Cross-encoders in ONNX files, run by onnxruntime."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import logging
+import os
+import re
+from typing import TYPE_CHECKING, Any, Literal, Self
+
+import numpy as np
+
+from rerank_plugins.config import Activation
+from rerank_plugins.errors import (
+    ConfigError,
+    MissingExtraError,
+    ModelLoadError,
+    ScoringError,
+)
+from rerank_plugins.models.encoding import PairEncoder, TokenPair
+from rerank_plugins.models.files import find_model
+from rerank_plugins.models.settings import longest_pair, model_activation, pad_id
+from rerank_plugins.models.weights import wanted_precisions
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import ModuleType
+
+    from numpy.typing import NDArray
+
+    from rerank_plugins.config import RerankConfig
+    from rerank_plugins.models.files import ModelFiles
+
+logger = logging.getLogger(__name__)
+
+CPU, CUDA = "CPUExecutionProvider", "CUDAExecutionProvider"
+
+CPU_BATCH_TOKENS = 2048
+"""Enough rows to fill a matrix product; more only widens the padding and leaves the caches."""
+
+CUDA_BATCH_TOKENS = 16_384
+"""A GPU is filled by far more rows; the same budget as text-embeddings-inference."""
+
+INPUTS = ("input_ids", "attention_mask", "token_type_ids")
+INTEGERS = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
+
+
+class OnnxScorer:
+    """Scores pairs with a cross-encoder exported to ONNX.
+
+    A head of one label gives its output as the logit. A head of two gives the second minus the
+    first, so that the sigmoid of the logit is the softmax probability of the second.
+    """
+
+    padded = True
+    languages: frozenset[str] | None = None
+
+    def __init__(
+        self,
+        files: ModelFiles,
+        session: _Session,
+        encoder: PairEncoder,
+        *,
+        activation: Literal["sigmoid", "logit"],
+        pad_id: int,
+    ) -> None:
+        self.name = files.name
+        self.activation = activation
+        self.batch_tokens = CUDA_BATCH_TOKENS if session.provider == CUDA else CPU_BATCH_TOKENS
+        self.identity = (
+            f"onnx {files.name}@{files.version} {files.onnx.name} on {session.provider}, "
+            f"{encoder.truncation} at {encoder.max_length}, template {_digest(encoder.template)}"
+        )
+        self._session: _Session | None = session
+        self._encoder = encoder
+        self._pad_id = pad_id
+
+    @classmethod
+    def open(cls, config: RerankConfig) -> Self:
+        """Find the model's files, load them, and score one pair to see that they are a reranker.
+
+        Raises:
+            ConfigError: device or max_length is not what this machine or model offers.
+            MissingExtraError: onnxruntime is not installed.
+            ModelLoadError: the files are not there, broken, or not those of a cross-encoder.
+        """
+        ort = _import_onnxruntime()
+        device = choose_device(config.device, ort.get_available_providers())
+        wanted = wanted_precisions(config.precision, cuda=device is not None)
+        files = find_model(
+            config.model,
+            wanted=wanted,
+            revision=config.revision,
+            local_files_only=config.local_files_only,
+        )
+        max_length = longest_pair(files, config.max_length)
+        activation = model_activation(files, must_know=config.activation is Activation.AUTO)
+        session = _Session(ort, files, device, must_start=config.device != "auto")
+        tokenizer = _load_tokenizer(files)
+        try:
+            encoder = PairEncoder(
+                tokenizer,
+                max_length=max_length,
+                truncation=config.truncation,
+                cut_left=files.tokenizer_config.get("truncation_side") == "left",
+                segments="token_type_ids" in session.inputs,
+            )
+        # The tokenizers library raises plain Exception.
+        except Exception as exc:
+            raise ModelLoadError(files.name, f"its tokenizer cannot encode a pair: {exc}") from exc
+        padding = pad_id(files, tokenizer.token_to_id)
+        scorer = cls(files, session, encoder, activation=activation, pad_id=padding)
+        scorer._check_head()
+        return scorer
+
+    def encode(self, query: str, documents: Sequence[str]) -> list[TokenPair]:
+        """Encode one query with each document, in order; safe in many threads."""
+        return self._encoder.encode(query, documents)
+
+    def forward(self, pairs: Sequence[TokenPair]) -> NDArray[np.float32]:
+        """Score one batch, padded to its longest pair; returns (pairs,).
+
+        Raises:
+            ScoringError: onnxruntime failed, out of memory included.
+        """
+        if not pairs:
+            return np.empty(0, dtype=np.float32)
+        labels = self._run(pairs)  # (pairs, 1 or 2)
+        # Half precision is widened before the difference is taken, not after.
+        logits = labels.astype(np.float32)
+        return logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
+
+    def close(self) -> None:
+        """Let go of the session and its memory."""
+        self._session = None
+
+    def _run(self, pairs: Sequence[TokenPair]) -> NDArray[np.floating]:
+        if self._session is None:
+            raise ScoringError(f"{self.name} was closed")
+        batch = pad(pairs, self._pad_id)
+        try:
+            return self._session.run(batch)
+        # onnxruntime's exceptions share no base but Exception.
+        except Exception as exc:
+            rows, longest = batch["input_ids"].shape
+            advice = "; lower batch_tokens or max_length" if _out_of_memory(exc) else ""
+            raise ScoringError(
+                f"onnxruntime failed on {rows} pairs of up to {longest} tokens{advice}: "
+                f"{_first_line(exc)}"
+            ) from exc
+
+    def _check_head(self) -> None:
+        try:
+            labels = self._run(self.encode("a query", ["and its document"]))
+        except ScoringError as exc:
+            raise ModelLoadError(self.name, f"a trial run failed: {exc}") from exc
+        if labels.shape not in {(1, 1), (1, 2)}:
+            kind = "an embedding model" if labels.ndim == 3 else "another kind of model"
+            raise ModelLoadError(
+                self.name,
+                f"it is not a cross-encoder with one or two labels but {kind}: one pair gave an "
+                f"output of shape {labels.shape}",
+            )
+
+
+class _Session:
+    """A loaded graph: what it runs on, what it asks for, and how to run it."""
+
+    def __init__(
+        self, ort: ModuleType, files: ModelFiles, device: int | None, *, must_start: bool
+    ) -> None:
+        providers: list[object] = [CPU]
+        if device is not None:
+            providers.insert(0, (CUDA, {"device_id": device}))
+        try:
+            self._session = ort.InferenceSession(
+                os.fspath(files.onnx), sess_options=_options(ort), providers=providers
+            )
+        # onnxruntime's exceptions share no base but Exception.
+        except Exception as exc:
+            raise ModelLoadError(
+                files.name,
+                f"onnxruntime cannot read {files.onnx.name}; it may be broken, half downloaded, "
+                f"or without its external data: {_first_line(exc)}",
+            ) from exc
+        self.provider: str = self._session.get_providers()[0]
+        if device is not None and self.provider != CUDA:
+            problem = (
+                "onnxruntime offers CUDA but could not start it (see its message above; the "
+                "driver, CUDA or cuDNN libraries may be missing)"
+            )
+            if must_start:
+                raise ConfigError(f'device: {problem}; use device="cpu"')
+            logger.warning("%s: running on CPU", problem)
+        types = {node.name: node.type for node in self._session.get_inputs()}
+        if unknown := sorted(types.keys() - set(INPUTS)):
+            raise ModelLoadError(
+                files.name,
+                f"{files.onnx.name} asks for the inputs {', '.join(unknown)}, which a "
+                f"cross-encoder does not have; known are {', '.join(INPUTS)}",
+            )
+        self.inputs = {name: INTEGERS.get(kind, np.int64) for name, kind in types.items()}
+        outputs = [node.name for node in self._session.get_outputs()]
+        self._output = "logits" if "logits" in outputs else outputs[0]
+
+    def run(self, batch: dict[str, NDArray[np.int64]]) -> NDArray[np.floating]:
+        """Return the labels, (pairs, labels)."""
+        feeds = {name: batch[name].astype(kind, copy=False) for name, kind in self.inputs.items()}
+        labels: NDArray[np.floating] = self._session.run([self._output], feeds)[0]
+        return labels
+
+
+def choose_device(device: str, offered: Sequence[str]) -> int | None:
+    """Return the number of the CUDA device to run on, or None for the CPU.
+
+    Raises:
+        ConfigError: *device* is not a device, or not among what onnxruntime offers.
+    """
+    found = re.fullmatch(r"(auto|cpu|cuda)|cuda:(\d+)", device)
+    if found is None:
+        raise ConfigError(f'device: expected "auto", "cpu", "cuda" or "cuda:N", got {device!r}')
+    if device == "cpu" or (device == "auto" and CUDA not in offered):
+        return None
+    if CUDA not in offered:
+        raise ConfigError(
+            f"device: this onnxruntime has no CUDA, it offers {', '.join(offered)}; got "
+            f"{device!r}. CUDA comes with onnxruntime-gpu in place of onnxruntime: "
+            'pip uninstall onnxruntime; pip install "rerank-plugins[onnx-gpu]"'
+        )
+    return int(found[2] or 0)
+
+
+def pad(pairs: Sequence[TokenPair], pad_id: int) -> dict[str, NDArray[np.int64]]:
+    """Return the graph's inputs, each (pairs, longest), short rows filled on the right."""
+    shape = len(pairs), max(pair.tokens for pair in pairs)
+    ids = np.full(shape, pad_id, dtype=np.int64)
+    mask = np.zeros(shape, dtype=np.int64)
+    segments = np.zeros(shape, dtype=np.int64)
+    for row, pair in enumerate(pairs):
+        ids[row, : pair.tokens] = pair.ids
+        mask[row, : pair.tokens] = 1
+        if pair.segments is not None:
+            segments[row, : pair.tokens] = pair.segments
+    return dict(zip(INPUTS, (ids, mask, segments), strict=True))
+
+
+def _options(ort: ModuleType) -> Any:  # noqa: ANN401  onnxruntime has no types
+    options = ort.SessionOptions()
+    # Batches differ in shape, and a memory plan per shape is never used again but kept.
+    options.enable_mem_pattern = False
+    # Idle workers would spin on the cores that encode the next batch and run the host program.
+    options.add_session_config_entry("session.force_spinning_stop", "1")
+    # Where the process may use some of the cores only, onnxruntime would start a thread for each
+    # core of the machine and fail to pin it.
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
+    if allowed is not None and allowed < (os.cpu_count() or 1):
+        options.intra_op_num_threads = allowed
+    # Warnings about how a graph was exported help nobody who did not export it; errors stay.
+    options.log_severity_level = 3
+    return options
+
+
+def _import_onnxruntime() -> ModuleType:
+    try:
+        return importlib.import_module("onnxruntime")
+    except ModuleNotFoundError:
+        raise MissingExtraError(
+            package="onnxruntime", extra="onnx", needed_for='backend "onnx"'
+        ) from None
+
+
+def _load_tokenizer(files: ModelFiles) -> Any:  # noqa: ANN401  imported late
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(os.fspath(files.tokenizer))
+    # The tokenizers library raises plain Exception.
+    except Exception as exc:
+        raise ModelLoadError(
+            files.name, f"{files.tokenizer.name} cannot be read: {_first_line(exc)}"
+        ) from exc
+
+
+def _digest(template: object) -> str:
+    return hashlib.blake2b(repr(template).encode(), digest_size=4).hexdigest()
+
+
+def _out_of_memory(exc: BaseException) -> bool:
+    text = str(exc).lower()
+    return isinstance(exc, MemoryError) or "bad_alloc" in text or "allocate memory" in text
+
+
+def _first_line(exc: BaseException) -> str:
+    return str(exc).strip().partition("\n")[0]

@@ -1,0 +1,322 @@
+"""Downloads run against a loopback server that speaks the hub's protocol, in a process apart.
+
+The hub library reads HF_ENDPOINT and HF_HOME when it is imported, so each process is one setting.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from tests.tiny_models import write_model
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+COMMIT = "c0ffee" * 6 + "c0de"
+OLD_COMMIT = "01d" * 13 + "0"
+UNREACHABLE = "http://127.0.0.1:9"
+
+CLIENT = """
+import json, sys
+from rerank_plugins.config import Precision, RerankConfig
+from rerank_plugins.errors import RerankError
+from rerank_plugins.models.files import find_model
+from rerank_plugins.models.weights import wanted_precisions
+from rerank_plugins.scorers.onnx import OnnxScorer
+
+answers = []
+for name, settings in json.loads(sys.argv[1]):
+    try:
+        wanted = wanted_precisions(Precision(settings.pop("precision", "auto")), cuda=False)
+        files = find_model(name, wanted=wanted, **settings)
+        folder = files.onnx.parents[name == "acme/nested"]
+        there = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+        answers.append({"version": files.version, "onnx": files.onnx.name, "there": there})
+        if name == "acme/ranker":
+            scorer = OnnxScorer.open(RerankConfig(model=name, **settings))
+            answers[-1]["logits"] = scorer.forward(scorer.encode("cat", ["dog", "tree"])).tolist()
+            answers[-1]["identity"] = scorer.identity
+    except RerankError as exc:
+        answers.append({"error": f"{type(exc).__name__}: {exc}"})
+print("ANSWERS" + json.dumps(answers))
+"""
+
+
+class Hub(BaseHTTPRequestHandler):
+    """GET /api/models/ID[/revision/R], HEAD and GET /ID/resolve/R/FILE, with the headers."""
+
+    root: Path
+    requests: list[str]
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        self.requests.append(f"{self.command} {self.path}")
+        path = self.path.partition("?")[0].strip("/")
+        if path.startswith("api/models/"):
+            name, _, revision = path.removeprefix("api/models/").partition("/revision/")
+            self._list(name, revision or "main")
+        else:
+            name, _, rest = path.partition("/resolve/")
+            revision, _, file = rest.partition("/")
+            self._file(name, revision, file)
+
+    def _list(self, name: str, revision: str) -> None:
+        folder = self.root / name
+        if name == "acme/broken":
+            return self._send(500, b"{}")
+        if name == "acme/token":
+            return self._send(
+                401, b"{}", {"X-Error-Message": "Invalid credentials in Authorization header"}
+            )
+        if not folder.is_dir():
+            return self._send(404, b"{}", {"X-Error-Code": "RepoNotFound"})
+        if revision not in {"main", "v1", COMMIT, OLD_COMMIT}:
+            return self._send(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+        files = [p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file()]
+        listing = {
+            "id": name,
+            "sha": OLD_COMMIT if revision == "v1" else COMMIT,
+            "private": False,
+            "tags": [],
+            "downloads": 0,
+            "siblings": [{"rfilename": file} for file in sorted(files)],
+        }
+        return self._send(200, json.dumps(listing).encode(), {"Content-Type": "application/json"})
+
+    def _file(self, name: str, revision: str, file: str) -> None:
+        path = self.root / name / file
+        if name == "acme/gated":
+            return self._send(403, b"", {"X-Error-Code": "GatedRepo"})
+        if not path.is_file():
+            return self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
+        body = path.read_bytes()
+        commit = OLD_COMMIT if revision in {"v1", OLD_COMMIT} else COMMIT
+        etag = hashlib.sha256(body).hexdigest()
+        return self._send(200, body, {"X-Repo-Commit": commit, "ETag": f'"{etag}"'})
+
+    def _send(self, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        self.send_response(status)
+        for key, value in (headers or {}).items():
+            self.send_header(key, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(body)
+
+    def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the base's name
+        pass
+
+
+@pytest.fixture(scope="module")
+def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[str], Path]]:
+    """A hub with a few models: its address, what was asked of it, and a cache folder."""
+    root = tmp_path_factory.mktemp("hub")
+    write_model(root / "acme/ranker", external=True)
+    for extra in ("pytorch_model.bin", "README.md", "model.safetensors"):
+        (root / "acme/ranker" / extra).write_bytes(b"never fetched")
+    write_model(root / "acme/nested", onnx_names=("onnx/model.onnx", "onnx/model_fp16.onnx"))
+    write_model(root / "acme/gated")
+    write_model(root / "acme/torch")
+    (root / "acme/torch/model.onnx").rename(root / "acme/torch/model.safetensors")
+    write_model(root / "acme/bare")
+    (root / "acme/bare/tokenizer.json").unlink()
+    handler = type("Handler", (Hub,), {"root": root, "requests": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield (
+        f"http://127.0.0.1:{server.server_port}",
+        handler.requests,
+        tmp_path_factory.mktemp("home"),
+    )
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def ask(endpoint: str, home: Path, *calls: tuple[str, dict[str, Any]], **env: str) -> list[Any]:
+    """Find models in a process of its own; returns what was found, or the error, of each."""
+    outside = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
+    done = subprocess.run(
+        [sys.executable, "-c", CLIENT, json.dumps(calls)],
+        env=outside
+        | {
+            "HF_ENDPOINT": endpoint,
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "NO_PROXY": "127.0.0.1",
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        }
+        | env,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    answers: list[Any] = json.loads(done.stdout.partition("ANSWERS")[2])
+    assert len(answers) == len(calls)
+    return answers
+
+
+@pytest.fixture(scope="module")
+def online(hub: tuple[str, list[str], Path]) -> dict[str, Any]:
+    """What a machine with a network finds."""
+    endpoint, _, home = hub
+    calls: dict[str, tuple[str, dict[str, Any]]] = {
+        "ranker": ("acme/ranker", {}),
+        "nested": ("acme/nested", {"precision": "fp16"}),
+        "tagged": ("acme/nested", {"revision": "v1"}),
+        "gated": ("acme/gated", {}),
+        "nobody": ("acme/nobody", {}),
+        "no revision": ("acme/ranker", {"revision": "v9"}),
+        "torch": ("acme/torch", {}),
+        "no tokenizer": ("acme/bare", {}),
+        "bad token": ("acme/token", {}),
+        "not an id": ("acme/--bad--", {}),
+    }
+    return dict(zip(calls, ask(endpoint, home, *calls.values()), strict=True))
+
+
+def test_only_what_is_needed_is_downloaded(online: dict[str, Any]) -> None:
+    assert online["ranker"]["there"] == [
+        "config.json",
+        "model.onnx",
+        "model.onnx_data",
+        "tokenizer.json",
+        "tokenizer_config.json",
+    ]
+    assert "onnx/model_fp16.onnx" in online["nested"]["there"]
+    assert "onnx/model.onnx" not in online["nested"]["there"]
+
+
+def test_the_version_is_the_commit(online: dict[str, Any]) -> None:
+    assert online["ranker"]["version"] == COMMIT
+    assert online["tagged"]["version"] == OLD_COMMIT
+    assert f"acme/ranker@{COMMIT} model.onnx" in online["ranker"]["identity"]
+
+
+def test_a_downloaded_model_scores(online: dict[str, Any], tmp_path: Path) -> None:
+    from rerank_plugins.config import RerankConfig
+    from rerank_plugins.scorers.onnx import OnnxScorer
+
+    scorer = OnnxScorer.open(RerankConfig(model=str(write_model(tmp_path))))
+
+    expected = scorer.forward(scorer.encode("cat", ["dog", "tree"])).tolist()
+    assert online["ranker"]["logits"] == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ("gated", ("the model is gated", "HF_TOKEN")),
+        ("nobody", ("no such model on the hub", "check the spelling")),
+        ("no revision", ("no revision 'v9' on the hub",)),
+        ("torch", ("PyTorch weights but no ONNX file", "optimum-cli export onnx")),
+        ("no tokenizer", ("there is no tokenizer.json",)),
+        ("bad token", ("the hub refused access, check HF_TOKEN",)),
+        ("not an id", ("no such local folder, and it is not a hub id",)),
+    ],
+)
+def test_each_failure_has_its_own_message(
+    case: str, expected: tuple[str, ...], online: dict[str, Any]
+) -> None:
+    error = online[case]["error"]
+
+    assert error.startswith("ModelLoadError: cannot load 'acme/")
+    for part in expected:
+        assert part in error
+
+
+def test_a_cached_model_needs_no_hub(
+    hub: tuple[str, list[str], Path], online: dict[str, Any]
+) -> None:
+    """local_files_only asks the hub nothing, though it is there."""
+    endpoint, requests, home = hub
+    before = len(requests)
+
+    found, pinned, missing, bad = ask(
+        endpoint,
+        home,
+        ("acme/ranker", {"local_files_only": True}),
+        ("acme/nested", {"local_files_only": True, "revision": "v1"}),
+        ("acme/absent", {"local_files_only": True}),
+        ("acme/--bad--", {"local_files_only": True}),
+    )
+
+    assert len(requests) == before
+    assert found["version"] == COMMIT
+    assert found["logits"] == online["ranker"]["logits"]
+    assert pinned["version"] == OLD_COMMIT
+    assert "local_files_only is set, and the cache does not hold it" in missing["error"]
+    assert "hf download acme/absent" in missing["error"]
+    assert "not a hub id" in bad["error"]
+
+
+def test_a_second_opening_downloads_nothing_again(
+    hub: tuple[str, list[str], Path], online: dict[str, Any]
+) -> None:
+    endpoint, requests, home = hub
+    before = len(requests)
+
+    ask(endpoint, home, ("acme/nested", {"precision": "fp16"}))
+
+    asked = requests[before:]
+    assert not [line for line in asked if line.startswith("GET /acme")]
+    assert len(asked) <= 3
+
+
+def test_offline_mode_uses_the_cache_and_says_how_to_fill_it(
+    hub: tuple[str, list[str], Path], online: dict[str, Any]
+) -> None:
+    endpoint, _, home = hub
+
+    found, missing = ask(
+        endpoint, home, ("acme/ranker", {}), ("acme/absent", {}), HF_HUB_OFFLINE="1"
+    )
+
+    assert found["version"] == COMMIT
+    assert "HF_HUB_OFFLINE is set, and the cache does not hold it" in missing["error"]
+
+
+def test_an_unreachable_hub_leaves_the_cache(
+    hub: tuple[str, list[str], Path], online: dict[str, Any]
+) -> None:
+    home = hub[2]
+
+    found, missing, other = ask(
+        UNREACHABLE,
+        home,
+        ("acme/nested", {"precision": "fp16"}),
+        ("acme/absent", {}),
+        ("acme/nested", {"revision": "v7"}),
+    )
+
+    assert found["version"] == COMMIT
+    assert "the hub could not be reached (Connect" in missing["error"]
+    assert "hf download acme/absent" in missing["error"]
+    assert "the cache does not hold it at revision 'v7'" in other["error"]
+
+
+def test_a_hub_in_trouble_is_an_unreachable_hub(hub: tuple[str, list[str], Path]) -> None:
+    endpoint, _, home = hub
+
+    (answer,) = ask(endpoint, home, ("acme/broken", {}))
+
+    assert "the hub could not be reached (HfHubHTTPError" in answer["error"]
