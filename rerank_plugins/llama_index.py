@@ -1,0 +1,226 @@
+"""The LlamaIndex door: a node postprocessor."""
+
+from __future__ import annotations
+
+import json
+from contextlib import contextmanager
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from rerank_plugins.config import RerankConfig
+from rerank_plugins.doors import RELEVANCE_SCORE, RERANKED_BY, RETRIEVAL_SCORE, Door
+from rerank_plugins.errors import ConfigError, MissingExtraError
+
+try:
+    from llama_index.core.callbacks import CBEventType, EventPayload
+    from llama_index.core.instrumentation.events.rerank import ReRankEndEvent, ReRankStartEvent
+    from llama_index.core.postprocessor.types import BaseNodePostprocessor
+    from llama_index.core.schema import BaseNode, MetadataMode, NodeWithScore, QueryBundle
+    from llama_index_instrumentation import get_dispatcher
+except ModuleNotFoundError as exc:
+    # A package that is missing inside LlamaIndex is LlamaIndex's to report.
+    if exc.name not in {"llama_index", "llama_index.core"}:
+        raise
+    raise MissingExtraError(
+        package="llama_index.core", extra="llama-index", needed_for="rerank_plugins.llama_index"
+    ) from None
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from rerank_plugins.results import Ranking
+
+__all__ = ["RerankPostprocessor"]
+
+_OURS = (RELEVANCE_SCORE, RETRIEVAL_SCORE, RERANKED_BY)
+
+dispatcher = get_dispatcher(__name__)
+
+
+class RerankPostprocessor(Door, BaseNodePostprocessor):
+    """Orders retrieved nodes by how well they answer the query, and keeps the best.
+
+    Takes ``model=`` with the settings of `Reranker` by their names, or ``reranker=``, one that
+    stands. Nodes come back as copies, with the score as ``.score`` and in the metadata beside
+    ``retrieval_score`` (the retriever's) and ``reranked_by``; prompts and embeddings never see
+    these three, and neither does a second rerank. Nodes without text rank last. The async path
+    blocks no thread while the model works.
+
+    Raises:
+        ValidationError (a ValueError): a setting is unknown, out of range or at odds with another.
+    """
+
+    # A misspelt setting is an error, here as in `Reranker`.
+    model_config = ConfigDict(extra="forbid")
+
+    top_n: int | None = Field(
+        default=5, ge=1, description="nodes that are kept at most; None keeps all"
+    )
+    metadata_mode: MetadataMode = Field(
+        default=MetadataMode.EMBED, description="which metadata is scored with a node's text"
+    )
+
+    @model_validator(mode="before")
+    @classmethod
+    def _take_own_dump(cls, data: Any) -> Any:  # noqa: ANN401  whatever the caller passed
+        # BaseComponent writes the class name into every dump, but only `from_dict` takes it out.
+        if isinstance(data, dict) and data.get("class_name") == cls.class_name():
+            return {name: value for name, value in data.items() if name != "class_name"}
+        return data
+
+    @classmethod
+    def class_name(cls) -> str:
+        """Return the name that stands for this class in LlamaIndex's dumps."""
+        return "RerankPostprocessor"
+
+    def to_dict(self, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401  those of `model_dump`
+        """Return the settings for `from_dict`; with ``reranker=`` they are that reranker's."""
+        data = super().to_dict(**kwargs)
+        if self.reranker is not None:
+            theirs = self.reranker.config
+            data.update((k, getattr(theirs, k)) for k in RerankConfig.model_fields if k in data)
+        return data
+
+    @classmethod
+    def from_dict(cls, data: dict[str, Any], **kwargs: Any) -> Self:  # noqa: ANN401  any field
+        """Make a postprocessor of a dump; fields by name replace what is in it.
+
+        ``reranker=``, one that stands, replaces all settings that a reranker has.
+        """
+        if kwargs.get("reranker") is not None:
+            data = {k: v for k, v in data.items() if k not in RerankConfig.model_fields}
+        return super().from_dict(data, **kwargs)
+
+    def to_json(self, **kwargs: Any) -> str:  # noqa: ANN401  those of `model_dump`
+        """Return the settings as JSON, for `from_json`.
+
+        Raises:
+            ConfigError: a setting is a function. Leave it out by ``exclude={name}``, and hand it
+                to `from_json` by its name.
+        """
+        data = self.to_dict(**kwargs)
+        for name, value in data.items():
+            if callable(value):
+                raise ConfigError(
+                    f"{name}: a function cannot be written as JSON, got {value!r}; leave it out "
+                    f"with to_json(exclude={{{name!r}}}), and give it to from_json(..., {name}=...)"
+                )
+        return json.dumps(data)
+
+    def __getstate__(self) -> dict[Any, Any]:
+        # BaseComponent drops what cannot be pickled, from this very object too; what came out of
+        # the pickle would then score by other settings. Here pickle says what it cannot do.
+        state = BaseModel.__getstate__(self)
+        fields = {k: v for k, v in self.__dict__.items() if k != "callback_manager"}
+        return {**state, "__dict__": fields, "__pydantic_private__": {"_opened": None}}
+
+    def _postprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        query = _required(query_bundle)
+        if not nodes:
+            return []
+        reranker = self.opened()
+        with self._announced(nodes, query, reranker.config.model) as kept:
+            ranking = reranker.rank(query.query_str, self._texts(nodes), **self._limits())
+            kept.extend(_ranked(nodes, ranking))
+        return kept
+
+    # LlamaIndex wraps the methods that its base leaves abstract, and this is none of them.
+    @dispatcher.span
+    async def _apostprocess_nodes(
+        self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
+    ) -> list[NodeWithScore]:
+        query = _required(query_bundle)
+        if not nodes:
+            return []
+        reranker = self.opened()
+        with self._announced(nodes, query, reranker.config.model) as kept:
+            ranking = await reranker.arank(query.query_str, self._texts(nodes), **self._limits())
+            kept.extend(_ranked(nodes, ranking))
+        return kept
+
+    def _texts(self, nodes: Sequence[NodeWithScore]) -> list[str]:
+        return [_scored_text(each.node, self.metadata_mode) for each in nodes]
+
+    def _limits(self) -> dict[str, Any]:
+        return {
+            "top_n": self.top_n,
+            "score_threshold": self.score_threshold,
+            "min_results": self.min_results,
+        }
+
+    @contextmanager
+    def _announced(
+        self, nodes: list[NodeWithScore], query: QueryBundle, model: str
+    ) -> Iterator[list[NodeWithScore]]:
+        """Announce a rerank in both event systems, and its end whatever happens.
+
+        Yields the list that is to be filled with the nodes that are kept.
+        """
+        kept: list[NodeWithScore] = []
+        start = ReRankStartEvent(
+            query=query,
+            nodes=nodes,
+            top_n=len(nodes) if self.top_n is None else self.top_n,
+            model_name=model,
+        )
+        payload: dict[str, Any] = {
+            EventPayload.NODES: nodes,
+            EventPayload.MODEL_NAME: model,
+            EventPayload.QUERY_STR: query.query_str,
+            EventPayload.TOP_K: start.top_n,
+        }
+        dispatcher.event(start)
+        try:
+            with self.callback_manager.event(CBEventType.RERANKING, payload=payload) as event:
+                yield kept
+                event.on_end(payload={EventPayload.NODES: list(kept)})
+        finally:
+            dispatcher.event(ReRankEndEvent(nodes=kept))
+
+
+def _required(query_bundle: QueryBundle | None) -> QueryBundle:
+    if query_bundle is None:
+        raise ValueError("Missing query bundle in extra info.")
+    return query_bundle
+
+
+def _scored_text(node: BaseNode, mode: MetadataMode) -> str:
+    """Return what is scored of *node*: without the keys of an earlier rerank in any mode."""
+    if any(key in node.metadata for key in _OURS):
+        metadata = {key: value for key, value in node.metadata.items() if key not in _OURS}
+        node = node.model_copy(update={"metadata": metadata})
+    return node.get_content(metadata_mode=mode)
+
+
+def _ranked(nodes: Sequence[NodeWithScore], ranking: Ranking) -> Iterator[NodeWithScore]:
+    for document in ranking:
+        came = nodes[document.index]
+        found: dict[str, Any] = {RELEVANCE_SCORE: document.score, RERANKED_BY: ranking.scorer}
+        # In a second rerank it is the first one's score that came; the retriever's is kept.
+        if came.score is not None and RERANKED_BY not in came.node.metadata:
+            found[RETRIEVAL_SCORE] = float(came.score)
+        yield NodeWithScore(node=_copied(came.node, found), score=document.score)
+
+
+def _copied(node: BaseNode, found: dict[str, Any]) -> BaseNode:
+    """Return a copy of *node* with *found* in its metadata, out of sight of prompts.
+
+    What others edit in place is copied; the embedding and the media, which may be large, and the
+    object that an IndexNode points at are shared.
+    """
+    return node.model_copy(
+        update={
+            "metadata": {**deepcopy(node.metadata), **found},
+            "relationships": dict(node.relationships),
+            "excluded_embed_metadata_keys": _joined(node.excluded_embed_metadata_keys, found),
+            "excluded_llm_metadata_keys": _joined(node.excluded_llm_metadata_keys, found),
+        }
+    )
+
+
+def _joined(keys: Iterable[str], more: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys([*keys, *more]))
