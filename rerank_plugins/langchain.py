@@ -1,0 +1,231 @@
+"""The LangChain door: a compressor, a retriever and a cross-encoder over one shared engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence  # noqa: TC003  pydantic reads them
+from contextlib import asynccontextmanager, contextmanager
+from typing import TYPE_CHECKING, Any
+
+from pydantic import ConfigDict, Field
+
+from rerank_plugins.doors import RELEVANCE_SCORE, RERANKED_BY, RETRIEVAL_SCORE, Door, ScoringDoor
+from rerank_plugins.errors import MissingExtraError
+
+try:
+    import langchain_core  # noqa: F401  first by itself: one that is too old is not a missing one
+    from langchain_core.callbacks import AsyncCallbackManager, CallbackManager
+    from langchain_core.cross_encoders import BaseCrossEncoder
+    from langchain_core.documents import BaseDocumentCompressor, Document
+    from langchain_core.retrievers import BaseRetriever, RetrieverLike
+    from langchain_core.runnables import ensure_config
+except ModuleNotFoundError as exc:
+    if exc.name != "langchain_core":
+        raise
+    raise MissingExtraError(
+        package="langchain_core", extra="langchain", needed_for="rerank_plugins.langchain"
+    ) from exc
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+
+    from langchain_core.callbacks import (
+        AsyncCallbackManagerForRetrieverRun,
+        CallbackManagerForRetrieverRun,
+        Callbacks,
+    )
+
+    from rerank_plugins.results import Ranking
+
+__all__ = ["RerankCompressor", "RerankCrossEncoder", "RerankRetriever"]
+
+
+class _DocumentDoor(Door):
+    """Reranks documents, as a traced run named "Rerank"."""
+
+    top_n: int | None = Field(default=3, ge=1, description="documents kept; None keeps all")
+    text_fn: Callable[[Document], str] | None = Field(
+        default=None, repr=False, description="the text that is scored; None is the page_content"
+    )
+
+    def _rerank(
+        self, documents: Iterable[Document], query: str, callbacks: Callbacks, top_n: int | None
+    ) -> list[Document]:
+        documents = list(documents)
+        # A filter may leave nothing; no model is loaded to rank that.
+        if not documents:
+            return []
+        with _traced(query, callbacks) as run:
+            ranking = self.opened().rank(
+                query,
+                self._texts(documents),
+                top_n=top_n,
+                score_threshold=self.score_threshold,
+                min_results=self.min_results,
+            )
+            ranked = _ranked(documents, ranking)
+        run.on_retriever_end(ranked)
+        return ranked
+
+    async def _arerank(
+        self, documents: Iterable[Document], query: str, callbacks: Callbacks, top_n: int | None
+    ) -> list[Document]:
+        documents = list(documents)
+        if not documents:
+            return []
+        async with _atraced(query, callbacks) as run:
+            ranking = await self.opened().arank(
+                query,
+                self._texts(documents),
+                top_n=top_n,
+                score_threshold=self.score_threshold,
+                min_results=self.min_results,
+            )
+            ranked = _ranked(documents, ranking)
+        await run.on_retriever_end(ranked)
+        return ranked
+
+    def _texts(self, documents: Sequence[Document]) -> list[str]:
+        if self.text_fn is None:
+            return [document.page_content for document in documents]
+        return [self.text_fn(document) for document in documents]
+
+
+class RerankCompressor(_DocumentDoor, BaseDocumentCompressor):
+    """Keeps the documents that answer a query best, best first.
+
+    Takes ``model`` and the other settings of `RerankConfig` by name, or ``reranker``, one that
+    stands. ``top_n`` documents are kept at most (None keeps all); ``score_threshold`` drops those
+    that score lower, but leaves ``min_results``. What is scored of a document is its
+    ``page_content``, or what ``text_fn`` returns for it.
+
+    Documents come back as copies, with their ids, types and metadata, to which are added
+    ``relevance_score`` (higher is better) and ``reranked_by``; a ``relevance_score`` that was there
+    becomes ``retrieval_score``, unless that was there too. The documents given are not changed.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    def compress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> list[Document]:
+        """Return the best documents, best first.
+
+        Raises:
+            InputError: a query or a document that cannot be ranked.
+            RerankError: otherwise as `Reranker.rank`.
+        """
+        return self._rerank(documents, query, callbacks, self.top_n)
+
+    async def acompress_documents(
+        self, documents: Sequence[Document], query: str, callbacks: Callbacks | None = None
+    ) -> list[Document]:
+        """Do what `compress_documents` does without blocking the event loop."""
+        return await self._arerank(documents, query, callbacks, self.top_n)
+
+
+class RerankRetriever(_DocumentDoor, BaseRetriever):
+    """Retrieves with ``base_retriever`` and keeps what answers the query best, best first.
+
+    The fields and the documents are those of `RerankCompressor`. A call may bring its own
+    ``top_n``: ``retriever.invoke(query, top_n=5)``; other keyword arguments, such as ``k`` or
+    ``filter``, go to the base retriever.
+    """
+
+    # Said by each class: of several bases the last one's word counts, and LangChain's is "ignore".
+    model_config = ConfigDict(extra="forbid")
+
+    base_retriever: RetrieverLike
+
+    def _get_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: CallbackManagerForRetrieverRun,
+        **kwargs: Any,  # noqa: ANN401  the base retriever's
+    ) -> list[Document]:
+        top_n = kwargs.pop("top_n", self.top_n)
+        documents = self.base_retriever.invoke(
+            query, {"callbacks": run_manager.get_child()}, **kwargs
+        )
+        return self._rerank(documents, query, run_manager.get_child(), top_n)
+
+    async def _aget_relevant_documents(
+        self,
+        query: str,
+        *,
+        run_manager: AsyncCallbackManagerForRetrieverRun,
+        **kwargs: Any,  # noqa: ANN401  the base retriever's
+    ) -> list[Document]:
+        top_n = kwargs.pop("top_n", self.top_n)
+        documents = await self.base_retriever.ainvoke(
+            query, {"callbacks": run_manager.get_child()}, **kwargs
+        )
+        return await self._arerank(documents, query, run_manager.get_child(), top_n)
+
+
+class RerankCrossEncoder(ScoringDoor, BaseCrossEncoder):
+    """Scores pairs for code that wants LangChain's cross-encoder interface.
+
+    Takes ``model`` and the other settings of `RerankConfig` by name, or ``reranker``, one that
+    stands. `RerankCompressor` does more: it keeps the scores, is traced, and is natively async.
+    """
+
+    model_config = ConfigDict(extra="forbid")
+
+    def score(self, text_pairs: list[tuple[str, str]]) -> list[float]:
+        """Return the score of each (query, document) pair, in input order; higher is better.
+
+        Raises:
+            InputError: a pair that cannot be scored, by index.
+            RerankError: otherwise as `Reranker.score`.
+        """
+        return self.opened().score(text_pairs)
+
+
+def _ranked(documents: Sequence[Document], ranking: Ranking) -> list[Document]:
+    return [_scored(documents[item.index], item.score, ranking.scorer) for item in ranking]
+
+
+def _scored(document: Document, score: float, scorer: str) -> Document:
+    """Copy a document with the score beside what it came with."""
+    metadata = dict(document.metadata)
+    if RELEVANCE_SCORE in metadata:
+        # Kept from the first of several rerankers, for it saw the retriever's own.
+        metadata.setdefault(RETRIEVAL_SCORE, metadata[RELEVANCE_SCORE])
+    metadata |= {RELEVANCE_SCORE: score, RERANKED_BY: scorer}
+    return document.model_copy(update={"metadata": metadata})
+
+
+@contextmanager
+def _traced(query: str, callbacks: Callbacks) -> Iterator[CallbackManagerForRetrieverRun]:
+    """Start a run "Rerank", and end it on error; the block's success is reported by its owner."""
+    manager = CallbackManager.configure(_inherited(callbacks))
+    # A retriever's run: tracers know no reranker's, and show these with their documents.
+    run = manager.on_retriever_start(None, query, name=_RUN_NAME)
+    try:
+        yield run
+    except BaseException as exc:
+        run.on_retriever_error(exc)
+        raise
+
+
+@asynccontextmanager
+async def _atraced(
+    query: str, callbacks: Callbacks
+) -> AsyncIterator[AsyncCallbackManagerForRetrieverRun]:
+    manager = AsyncCallbackManager.configure(_inherited(callbacks))
+    run = await manager.on_retriever_start(None, query, name=_RUN_NAME)
+    try:
+        yield run
+    # Cancellation too: a run that never ends is shown as running for ever.
+    except BaseException as exc:
+        await run.on_retriever_error(exc)
+        raise
+
+
+_RUN_NAME = "Rerank"
+
+
+def _inherited(callbacks: Callbacks) -> Callbacks:
+    """Return the callbacks that were handed over, else those of the runnable we are called in."""
+    return ensure_config().get("callbacks") if callbacks is None else callbacks
