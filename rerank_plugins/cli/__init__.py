@@ -67,7 +67,8 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from importlib.metadata import version
 
-        parser.exit(message=f"rerank-plugins {version('rerank-plugins')}\n")
+        print(f"rerank-plugins {version('rerank-plugins')}")
+        parser.exit()
 
 
 def _complain(message: str) -> None:
