@@ -172,6 +172,7 @@ def _print_result(result: Result, depth: int, *, last: bool) -> None:
         (first_stage, *(f"{value:.3f}" for value in means.values()), "", ""),
     ]
     for reranked, measured in result.reranked.values():
+        gains = measured.gains(result.first_stage)
         errors = measured.standard_errors(result.first_stage)
         rows += [
             (
@@ -180,15 +181,8 @@ def _print_result(result: Result, depth: int, *, last: bool) -> None:
                 f"{reranked.pairs_per_s:.0f}",
                 f"{reranked.seconds:.1f}",
             ),
-            (
-                "  gain ± standard error",
-                *(
-                    f"{gain:+.3f} ± {errors[name]:.3f}"
-                    for name, gain in measured.gains(result.first_stage).items()
-                ),
-                "",
-                "",
-            ),
+            ("  gain", *(f"{gain:+.3f}" for gain in gains.values()), "", ""),
+            ("  standard error", *(f"{error:.3f}" for error in errors.values()), "", ""),
         ]
     for line in aligned(rows, right=frozenset(range(1, len(rows[0])))):
         print_line(line)
