@@ -1,0 +1,82 @@
+"""The command line: ``rerank-plugins`` and its verbs, one file each."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from typing import TYPE_CHECKING
+
+from rerank_plugins.cli import eval as eval_verb
+from rerank_plugins.cli import info, rank
+from rerank_plugins.errors import ConfigError, InputError, MissingExtraError, RerankError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+FAILED = 1
+"""Exit code of a run that went wrong: a model that does not load, a timeout."""
+
+WRONG_CALL = 2
+"""Exit code of a command that has to be written differently, or needs an extra installed."""
+
+_CALLERS_ERRORS = (ConfigError, InputError, MissingExtraError)
+
+INTERRUPTED = 130
+PIPE_CLOSED = 141
+"""What a shell reports for a program that a signal ended: 128 + SIGINT, 128 + SIGPIPE."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; a malformed command line ends the program."""
+    args = _parser().parse_args(argv)
+    try:
+        code: int = args.run(args)
+        sys.stdout.flush()
+    except RerankError as exc:
+        _complain(str(exc))
+        return (
+            WRONG_CALL if isinstance(exc, ConfigError | InputError | MissingExtraError) else FAILED
+        )
+    except BrokenPipeError:
+        _forget_stdout()
+        return PIPE_CLOSED
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    return code
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="rerank-plugins",
+        description="Rank documents by how well they answer a query, on this machine.",
+    )
+    parser.add_argument("--version", action=_Version)
+    verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for verb in (rank, eval_verb, info):
+        verb.add_parser(verbs)
+    return parser
+
+
+class _Version(argparse.Action):
+    """Prints the version; read when asked for, since package metadata take time to find."""
+
+    def __init__(self, option_strings: Sequence[str], dest: str) -> None:
+        super().__init__(option_strings, dest, nargs=0, help="show the version and exit")
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        from importlib.metadata import version
+
+        print(f"rerank-plugins {version('rerank-plugins')}")
+        parser.exit()
+
+
+def _complain(message: str) -> None:
+    print(f"rerank-plugins: {'; '.join(message.splitlines())}", file=sys.stderr)
+
+
+def _forget_stdout() -> None:
+    """Point standard output nowhere: the interpreter would complain again when it flushes it."""
+    nowhere = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nowhere, sys.stdout.fileno())
+    os.close(nowhere)

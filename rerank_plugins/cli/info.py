@@ -1,0 +1,231 @@
+"""``rerank-plugins info``: the machine, the packages, and how a model would run here, and why."""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING, Final, Literal
+
+from rerank_plugins.cli.hardware import (
+    cpu_features,
+    cpu_name,
+    onnxruntime_providers,
+    read_cpuinfo,
+    usable_cores,
+)
+from rerank_plugins.cli.output import print_json, print_line
+from rerank_plugins.cli.settings import add_settings, chosen_config
+from rerank_plugins.cli.table import aligned, one_line
+from rerank_plugins.config import EMBEDDED, LEXICAL, Backend, Precision
+from rerank_plugins.errors import RerankError
+
+if TYPE_CHECKING:
+    import argparse
+
+    from rerank_plugins.config import RerankConfig
+
+_CORE: Final = ("numpy", "pydantic", "tokenizers", "huggingface-hub")
+_OPTIONAL: Final = (
+    (("onnxruntime", "onnxruntime-gpu"), "onnx"),
+    (("langchain-core",), "langchain"),
+    (("llama-index-core",), "llama-index"),
+    (("bm25s",), "eval"),
+    (("ir-measures",), "eval"),
+)
+"""Packages, any of which will do, and the extra that installs the first."""
+
+_CUDA: Final = "CUDAExecutionProvider"
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What a setting comes to here, and why."""
+
+    value: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class Opened:
+    """A scorer as it was opened, or why it was not."""
+
+    scorer: str | None = None
+    identity: str | None = None
+    activation: str | None = None
+    languages: list[str] | Literal["any"] | None = None
+    batch_tokens: int | None = None
+    problem: str | None = None
+
+
+def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb and its flags."""
+    parser = verbs.add_parser(
+        "info",
+        help="show the machine, the packages, and how a model would run here",
+        description="Show the machine, the installed packages, and how a model would run here. "
+        "Nothing is downloaded.",
+    )
+    parser.set_defaults(run=run)
+    parser.add_argument("model", metavar="MODEL", nargs="?", help="a model; that of the settings")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_settings(parser, positional_model=True)
+
+
+def run(args: argparse.Namespace) -> int:
+    """Look, and print what was found; a model that cannot be opened is a finding too."""
+    config = chosen_config(args)
+    providers = onnxruntime_providers()
+    choices = {
+        "backend": _backend(config),
+        "device": _device(config, providers),
+        "precision": _precision(config),
+        "max_length": _max_length(config),
+    }
+    opened = _open(config)
+    if args.json:
+        print_json(_as_json(config, providers, choices, opened))
+    else:
+        _print_report(config, providers, choices, opened)
+    return 0
+
+
+def _backend(config: RerankConfig) -> Choice:
+    if config.backend is not Backend.AUTO:
+        return Choice(config.backend, "as set")
+    if config.model == LEXICAL:
+        return Choice(LEXICAL, "the lexical scorer has no model file")
+    if config.model == EMBEDDED:
+        return Choice(EMBEDDED, "the model that ships with this package")
+    return Choice(Backend.ONNX, "models from a folder, file or the hub run in onnxruntime")
+
+
+def _runs_in_onnxruntime(config: RerankConfig) -> bool:
+    return config.model not in {EMBEDDED, LEXICAL} and config.backend is not Backend.LEXICAL
+
+
+def _device(config: RerankConfig, providers: list[str] | None) -> Choice:
+    if not _runs_in_onnxruntime(config):
+        return Choice("cpu", "this scorer has no other")
+    if config.device != "auto":
+        return Choice(config.device, "as set")
+    if providers is None:
+        return Choice("none", "onnxruntime is not installed")
+    if _CUDA in providers:
+        return Choice("cuda", "onnxruntime offers CUDA")
+    return Choice("cpu", "onnxruntime offers no CUDA")
+
+
+def _precision(config: RerankConfig) -> Choice:
+    if not _runs_in_onnxruntime(config):
+        return Choice("its own", "there is one kind of weights")
+    if config.precision is not Precision.AUTO:
+        return Choice(config.precision, "as set")
+    return Choice("auto", "by the device and by the files that the model has; see identity")
+
+
+def _max_length(config: RerankConfig) -> Choice:
+    if config.max_length is not None:
+        return Choice(str(config.max_length), "as set")
+    return Choice("the model's own", "not set")
+
+
+def _open(config: RerankConfig) -> Opened:
+    """Open the scorer, from local files alone, and close it again."""
+    from rerank_plugins.scorers import open_scorer
+
+    try:
+        scorer = open_scorer(config.model_copy(update={"local_files_only": True}))
+    except RerankError as exc:
+        return Opened(problem=one_line(str(exc)))
+    try:
+        return Opened(
+            scorer=scorer.name,
+            identity=scorer.identity,
+            activation=scorer.activation,
+            languages="any" if scorer.languages is None else sorted(scorer.languages),
+            batch_tokens=config.batch_tokens or scorer.batch_tokens,
+        )
+    finally:
+        scorer.close()
+
+
+def _packages() -> dict[str, str | None]:
+    """Return the version of each package, or None where it is not installed."""
+    found = {name: _version(name) for name in ("rerank-plugins", *_CORE)}
+    for names, _ in _OPTIONAL:
+        there = next((name for name in names if _version(name) is not None), names[0])
+        found[there] = _version(there)
+    return found
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _as_json(
+    config: RerankConfig, providers: list[str] | None, choices: dict[str, Choice], opened: Opened
+) -> dict[str, object]:
+    cpuinfo = read_cpuinfo()
+    return {
+        "machine": {
+            "system": platform.platform(),
+            "cpu": cpu_name(cpuinfo),
+            "cpu_features": cpu_features(cpuinfo),
+            "cores": usable_cores(),
+            "onnxruntime_providers": providers,
+        },
+        "packages": {"python": platform.python_version(), **_packages()},
+        "model": {
+            "name": config.model,
+            **{name: {"value": c.value, "why": c.why} for name, c in choices.items()},
+            **{name: getattr(opened, name) for name in Opened.__slots__},
+        },
+    }
+
+
+def _print_report(
+    config: RerankConfig, providers: list[str] | None, choices: dict[str, Choice], opened: Opened
+) -> None:
+    cpuinfo = read_cpuinfo()
+    extra_of = {name: extra for names, extra in _OPTIONAL for name in names}
+    packages = {
+        name: found or f'not installed; pip install "rerank-plugins[{extra_of[name]}]"'
+        for name, found in _packages().items()
+        if found or name in extra_of
+    }
+    _print_section(
+        "machine",
+        {
+            "system": platform.platform(),
+            "cpu": cpu_name(cpuinfo),
+            "cpu features": " ".join(cpu_features(cpuinfo)) or "none known",
+            "cores": str(usable_cores()),
+            "onnxruntime": ", ".join(providers) if providers else "not installed",
+        },
+    )
+    _print_section("packages", {"python": platform.python_version(), **packages})
+    model = {name: f"{choice.value} ({choice.why})" for name, choice in choices.items()}
+    if opened.problem is not None:
+        model["problem"] = opened.problem
+    else:
+        languages = opened.languages or []
+        model |= {
+            "scorer": opened.scorer or "",
+            "identity": one_line(opened.identity or ""),
+            "activation": opened.activation or "",
+            "languages": languages if isinstance(languages, str) else " ".join(languages),
+            "batch_tokens": str(opened.batch_tokens),
+        }
+    _print_section(f"model {config.model}", model, last=True)
+
+
+def _print_section(title: str, rows: dict[str, str], *, last: bool = False) -> None:
+    print_line(title)
+    for line in aligned([(f"  {name}", value) for name, value in rows.items()]):
+        print_line(line)
+    if not last:
+        print_line()

@@ -1,0 +1,94 @@
+"""The settings as flags: generated from `RerankConfig`, so that no name is written twice."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, get_args, get_origin
+
+from rerank_plugins.config import ENV_PREFIX, RerankConfig
+
+if TYPE_CHECKING:
+    from pydantic.fields import FieldInfo
+
+
+def setting_names() -> list[str]:
+    """Return the settings that can be written on a command line: all but the functions."""
+    return [name for name, field in RerankConfig.model_fields.items() if not _is_function(field)]
+
+
+def add_settings(parser: argparse.ArgumentParser, *, positional_model: bool = False) -> None:
+    """Add a flag for each setting, in a group of its own; *positional_model* leaves out --model."""
+    group = parser.add_argument_group(
+        "settings", f"Each is also read from {ENV_PREFIX}<NAME>; a flag wins."
+    )
+    for name in setting_names():
+        if name == "model" and positional_model:
+            continue
+        _add_setting(group, name, RerankConfig.model_fields[name])
+
+
+def chosen_config(args: argparse.Namespace) -> RerankConfig:
+    """Return the settings of variables with those of the command line over them.
+
+    Raises:
+        ConfigError: a setting is out of range or at odds with another one.
+    """
+    flags = {
+        ENV_PREFIX + name.upper(): str(getattr(args, name))
+        for name in setting_names()
+        if getattr(args, name, None) is not None
+    }
+    # Both are read by one parser, so that a value means the same in a flag and in a variable.
+    chosen: dict[str, Any] = {}
+    for config in (RerankConfig.from_env(), RerankConfig.from_env(flags)):
+        chosen |= {name: getattr(config, name) for name in config.model_fields_set}
+    return RerankConfig(**chosen)
+
+
+def _add_setting(group: argparse._ArgumentGroup, name: str, field: FieldInfo) -> None:
+    flag = f"--{name.replace('_', '-')}"
+    kind = _kind(field)
+    # No default here: a flag that was not given must not hide a variable.
+    if kind is bool:
+        group.add_argument(
+            flag, dest=name, action=argparse.BooleanOptionalAction, default=None, help=_help(field)
+        )
+    elif issubclass(kind, StrEnum):
+        choices = [member.value for member in kind]
+        group.add_argument(flag, dest=name, choices=choices, help=_help(field))
+    else:
+        metavar = "LANGUAGE=MODEL,…" if kind is Mapping else _METAVARS.get(kind, "NAME")
+        group.add_argument(flag, dest=name, metavar=metavar, help=_help(field))
+
+
+_METAVARS: dict[type, str] = {int: "N", float: "SECONDS"}
+
+
+def _help(field: FieldInfo) -> str:
+    text = (field.description or "").replace("%", "%%")
+    default = field.get_default(call_default_factory=True, validated_data={})
+    if default is None or default is False or default == {}:
+        return text
+    return f"{text} (default: {default})"
+
+
+def _kind(field: FieldInfo) -> type:
+    """Return the type of a setting's value, None aside."""
+    for part in _parts(field):
+        found = get_origin(part) or part
+        if isinstance(found, type) and found is not type(None):
+            return found
+    raise TypeError(f"a setting of type {field.annotation!r} has no flag")
+
+
+def _is_function(field: FieldInfo) -> bool:
+    return any(get_origin(part) is Callable for part in _parts(field))
+
+
+def _parts(field: FieldInfo) -> tuple[Any, ...]:
+    """Return the members of a union, or the one type that there is."""
+    annotation = field.annotation
+    plain = isinstance(annotation, type) or get_origin(annotation) in (Mapping, Callable)
+    return (annotation,) if plain else get_args(annotation)

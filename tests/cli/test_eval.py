@@ -1,0 +1,118 @@
+"""`rerank-plugins eval`: the numbers it prints are those of the toy set."""
+
+from __future__ import annotations
+
+import json
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rerank_plugins.config import RerankConfig
+    from tests.cli.conftest import Run
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Path:
+    """One query, whose given first stage puts the wrong document first."""
+    folder = tmp_path / "toy"
+    folder.mkdir()
+    (folder / "queries.jsonl").write_text('{"qid": "q", "text": "where is the red fox"}\n')
+    (folder / "corpus.jsonl").write_text(
+        '{"docid": "right", "text": "the red fox"}\n{"docid": "wrong", "text": "red sky"}\n'
+    )
+    (folder / "qrels.tsv").write_text("q\tright\t1\n")
+    (folder / "candidates.tsv").write_text("q\twrong\t1\t2.0\nq\tright\t2\t1.0\n")
+    return folder
+
+
+def test_the_table_shows_before_after_and_gain(run: Run, toy: Path) -> None:
+    found = run("eval", str(toy), "--model", "lexical")
+
+    lines = [line.split() for line in found.out.splitlines()]
+    assert found.code == 0
+    assert found.out.startswith(
+        "toy · 1 queries · 2 documents · first stage: given candidates, top 100\n"
+    )
+    assert lines[1] == ["nDCG@10", "MRR@10", "recall@10", "recall@100", "pairs/s", "seconds"]
+    assert lines[2] == ["given", "candidates", "0.631", "0.500", "1.000", "1.000"]
+    assert lines[3][:3] == ["lexical", "1.000", "1.000"]
+    assert lines[4][:3] == ["gain", "+0.369", "+0.500"]
+    assert lines[5][:3] == ["standard", "error", "0.000"]
+
+
+def test_json_holds_the_numbers(run: Run, toy: Path) -> None:
+    found = run("eval", str(toy), str(toy), "--json", "--depth", "50", "--seed", "4")
+
+    report = json.loads(found.out)
+    (first, second) = report["sets"]
+    (reranker,) = first["rerankers"]
+    assert (report["depth"], report["seed"]) == (50, 4)
+    assert first["queries_without_relevant_documents"] == 0
+    assert first["first_stage"]["name"] == "given candidates"
+    assert first["first_stage"]["measures"]["MRR@10"] == 0.5
+    assert reranker["measures"]["MRR@10"] == 1.0
+    assert reranker["gains"]["MRR@10"] == 0.5
+    assert (reranker["pairs"], reranker["scorers"]) == (2, {"embedded": 1})
+    assert second["rerankers"][0]["measures"] == reranker["measures"]
+
+
+def test_without_candidates_the_first_stage_is_bm25(run: Run, toy: Path) -> None:
+    (toy / "candidates.tsv").unlink()
+
+    report = json.loads(run("eval", str(toy), "--json").out)["sets"][0]
+
+    assert report["first_stage"]["name"] == "BM25"
+    assert report["first_stage"]["measures"]["MRR@10"] == 1.0
+
+
+def test_models_are_compared_on_the_same_candidates(
+    run: Run, toy: Path, opened: list[RerankConfig]
+) -> None:
+    flags = ("--model", "a/b", "--backend", "onnx", "--batch-tokens", "64")
+
+    report = json.loads(run("eval", str(toy), "--json", "--compare", "lexical", *flags).out)
+
+    assert [r["model"] for r in report["sets"][0]["rerankers"]] == ["lexical", "a/b"]
+    assert [(c.model, c.backend, c.batch_tokens) for c in opened] == [
+        ("lexical", "auto", 64),
+        ("a/b", "onnx", 64),
+    ]
+
+
+def test_a_second_run_measures_the_same(run: Run, toy: Path) -> None:
+    first, second = (json.loads(run("eval", str(toy), "--json").out) for _ in range(2))
+
+    for report in (first, second):
+        for reranker in report["sets"][0]["rerankers"]:
+            del reranker["seconds"], reranker["pairs_per_s"]
+    assert first == second
+
+
+@pytest.mark.parametrize("flag", ["--queries", "--depth"])
+def test_a_limit_below_one_is_refused(run: Run, toy: Path, flag: str) -> None:
+    found = run("eval", str(toy), flag, "0")
+
+    assert (found.code, found.out) == (2, "")
+    assert f"{flag} must be at least 1, got 0" in found.err
+
+
+def test_all_sets_are_read_before_one_is_ranked(
+    run: Run, toy: Path, opened: list[RerankConfig]
+) -> None:
+    found = run("eval", str(toy), str(toy / "missing"))
+
+    assert found.code == 2
+    assert "missing: no such folder" in found.err
+    assert opened == []
+
+
+def test_a_set_that_measures_nothing_is_refused(run: Run, toy: Path) -> None:
+    (toy / "qrels.tsv").write_text("q\tright\t0\n")
+
+    found = run("eval", str(toy))
+
+    assert found.code == 2
+    assert "no query has a relevant document" in found.err

@@ -1,0 +1,339 @@
+"""`rerank-plugins rank`: what it reads, what it prints, what it says when it cannot."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+import json
+import sys
+from typing import TYPE_CHECKING, Any
+
+import pytest
+
+from rerank_plugins.cli import main
+from rerank_plugins.cli.table import cells
+from rerank_plugins.testing import FakeScorer
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rerank_plugins.config import RerankConfig
+    from tests.cli.conftest import Run
+
+QUERY = "where is the red fox"
+NOTES = "fine weather today\n\na red fox\nsleeps\n\nblue sky, red sun\n"
+
+
+@pytest.fixture
+def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "notes.txt"
+    path.write_text(NOTES, encoding="utf-8")
+    return path
+
+
+def _sources(out: str) -> list[str]:
+    return [document["source"] for document in json.loads(out)["documents"]]
+
+
+def _texts(out: str) -> list[str]:
+    return [document["text"] for document in json.loads(out)["documents"]]
+
+
+def test_the_table_is_aligned_and_best_first(run: Run, notes: Path) -> None:
+    found = run("rank", QUERY, "notes.txt")
+
+    assert found.code == 0
+    assert found.out.splitlines() == [
+        "rank   score  source       text",
+        "   1  0.8808  notes.txt:3  a red fox sleeps",
+        "   2  0.7311  notes.txt:6  blue sky, red sun",
+        "   3  0.5000  notes.txt:1  fine weather today",
+    ]
+    assert found.err == "3 of 3 documents · scorer embedded · query language en\n"
+
+
+def test_json_is_one_object_with_everything_that_is_known(run: Run, notes: Path) -> None:
+    found = run("rank", QUERY, "notes.txt", "--json", "--top-n", "1")
+
+    assert json.loads(found.out) == {
+        "query": QUERY,
+        "scorer": "embedded",
+        "activation": "sigmoid",
+        "language": "en",
+        "documents": [
+            {
+                "index": 1,
+                "score": pytest.approx(0.880797),
+                "logit": 2.0,
+                "text": "a red fox\nsleeps",
+                "source": "notes.txt:3",
+                "truncated": False,
+                "cached": False,
+            }
+        ],
+    }
+    assert found.err == ""
+    assert run("rank", QUERY, "notes.txt", "--json", "--top-n", "1").out == found.out
+
+
+def test_wide_characters_keep_the_columns_and_the_width(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "狐狸.jsonl"
+    rows = [{"id": "狐", "text": "敏捷的棕色狐狸" * 20}, {"id": "fox", "text": "red fox " * 40}]
+    path.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
+
+    lines = run("rank", QUERY, str(path)).out.splitlines()
+
+    starts = [
+        cells(line[: line.index(text)])
+        for line, text in zip(lines, ("text", "red", "敏"), strict=True)
+    ]
+    assert len(set(starts)) == 1
+    assert all(cells(line) <= 80 for line in lines)
+    assert all(line.endswith("…") for line in lines[1:])
+
+
+def test_control_characters_do_not_reach_the_terminal(run: Run) -> None:
+    assert "\x1b" not in run("rank", QUERY, stdin=b"red \x1b[31m fox").out
+
+
+@pytest.mark.parametrize("paths", [(), ("-",)])
+def test_standard_input_is_read_where_no_file_is_named(run: Run, paths: tuple[str, ...]) -> None:
+    found = run("rank", QUERY, *paths, "--split", "line", "--json", stdin=NOTES.encode())
+
+    assert _sources(found.out) == ["stdin:3", "stdin:6", "stdin:1", "stdin:4"]
+
+
+def test_json_lines_from_standard_input_are_seen_as_such(run: Run) -> None:
+    found = run(
+        "rank", QUERY, "--json", stdin=b'{"text": "red fox", "id": 7}\n{"content": "sky"}\n'
+    )
+
+    assert _texts(found.out) == ["red fox", "sky"]
+    assert _sources(found.out) == ["7", "stdin:2"]
+
+
+def test_strings_and_objects_of_json_lines_are_documents(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "a.ndjson"
+    path.write_text('"sky"\n\n{"page_content": "red"}\n{"text": "red fox"}\n', encoding="utf-8")
+
+    assert _sources(run("rank", QUERY, str(path), "--json").out) == [
+        f"{path}:4",
+        f"{path}:3",
+        f"{path}:1",
+    ]
+
+
+def test_a_field_may_be_named(run: Run, tmp_path: Path) -> None:
+    path = tmp_path / "a.jsonl"
+    path.write_text('{"text": "sky", "body": "red fox"}\n', encoding="utf-8")
+
+    assert _texts(run("rank", QUERY, str(path), "--json", "--field", "body").out) == ["red fox"]
+
+
+def test_a_file_may_be_one_document(run: Run, notes: Path) -> None:
+    found = run("rank", QUERY, "notes.txt", "--json", "--split", "file")
+
+    assert _texts(found.out) == [NOTES.strip()]
+    assert _sources(found.out) == ["notes.txt"]
+
+
+def test_a_heading_goes_with_the_paragraph_it_announces(run: Run) -> None:
+    found = run("rank", QUERY, "--json", stdin=b"# Foxes\n\n## Red\n\nfox\n\nsky\n")
+
+    assert _texts(found.out) == ["# Foxes\n## Red\nfox", "sky"]
+    assert _sources(found.out) == ["stdin:1", "stdin:7"]
+
+
+def test_a_folder_gives_its_text_files_and_counts_the_others(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "docs" / "deep").mkdir(parents=True)
+    (tmp_path / "docs" / ".hidden").mkdir()
+    (tmp_path / "docs" / "b.txt").write_text("sky\r\n\r\nred\r\n", encoding="utf-8")
+    (tmp_path / "docs" / "deep" / "a.md").write_text("\ufeffred fox", encoding="utf-8")
+    (tmp_path / "docs" / "c.jsonl").write_text('"fox"', encoding="utf-8")
+    (tmp_path / "docs" / ".hidden" / "no.txt").write_text("red fox", encoding="utf-8")
+    (tmp_path / "docs" / "image.png").write_bytes(b"\x89PNG\0\0")
+    (tmp_path / "docs" / "old.txt").write_bytes("red café".encode("latin-1"))
+    (tmp_path / "docs" / "loop").symlink_to(tmp_path / "docs")
+    monkeypatch.chdir(tmp_path)
+
+    found = run("rank", QUERY, "docs", "--json")
+
+    assert _sources(found.out) == [
+        "docs/deep/a.md:1",
+        "docs/b.txt:3",
+        "docs/c.jsonl:1",
+        "docs/b.txt:1",
+    ]
+    assert _texts(found.out)[0] == "red fox"
+    assert found.err == "skipped 2 files: 1 binary, 1 not UTF-8\n"
+
+
+def test_top_n_threshold_and_min_results_are_those_of_the_reranker(run: Run, notes: Path) -> None:
+    def texts(*flags: str) -> int:
+        return len(_texts(run("rank", QUERY, "notes.txt", "--json", *flags).out))
+
+    assert texts("--top-n", "2") == 2
+    assert texts("--top-n", "all") == 3
+    assert texts("--score-threshold", "0.8") == 1
+    assert texts("--score-threshold", "0.99", "--min-results", "2") == 2
+
+
+def test_an_empty_ranking_is_an_empty_table(run: Run, notes: Path) -> None:
+    found = run("rank", QUERY, "notes.txt", "--score-threshold", "0.99")
+
+    assert found.code == 0
+    assert found.out.splitlines() == ["rank  score  source  text"]
+    assert found.err.startswith("0 of 3 documents")
+
+
+def test_documents_that_were_cut_are_counted(run: Run, notes: Path) -> None:
+    found = run("rank", QUERY, "notes.txt", "--max-length", "8", "--split", "file")
+
+    assert "1 longer than the scorer reads" in found.err
+
+
+def _bad_json(path: Path) -> str:
+    path.write_text('"a"\n{"text": }\n', encoding="utf-8")
+    return "a.jsonl:2: invalid JSON"
+
+
+def _no_field(path: Path) -> str:
+    path.write_text('{"body": "x"}\n', encoding="utf-8")
+    return (
+        "a.jsonl:1: no text in 'text' or 'page_content' or 'content'; its fields are body: "
+        "choose one with --field"
+    )
+
+
+def _number(path: Path) -> str:
+    path.write_text("12\n", encoding="utf-8")
+    return "a.jsonl:1: expected a string or an object, got 12"
+
+
+def _latin(path: Path) -> str:
+    path.write_bytes(b'"caf\xe9"')
+    return "a.jsonl: not UTF-8 text (byte 0xe9 at 4)"
+
+
+def _empty(path: Path) -> str:
+    path.write_text("\n \n", encoding="utf-8")
+    return "no documents in "
+
+
+def _missing(path: Path) -> str:
+    return "a.jsonl: no such file or folder"
+
+
+def _folder_of_nothing(path: Path) -> str:
+    path.mkdir()
+    (path / "x.bin").write_bytes(b"\0")
+    return "(skipped 1 file: 1 binary)"
+
+
+@pytest.mark.parametrize(
+    "broken", [_bad_json, _no_field, _number, _latin, _empty, _missing, _folder_of_nothing]
+)
+def test_what_cannot_be_read_is_named_in_one_line(run: Run, tmp_path: Path, broken: Any) -> None:
+    path = tmp_path / "a.jsonl"
+    message = broken(path)
+
+    found = run("rank", QUERY, str(path))
+
+    assert found.code == 2
+    assert found.out == ""
+    assert found.err.count("\n") == 1
+    assert found.err.startswith("rerank-plugins: ")
+    assert message in found.err
+
+
+class _Terminal(io.TextIOWrapper):
+    def isatty(self) -> bool:
+        return True
+
+
+def test_a_terminal_without_documents_is_told_what_to_do(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdin", _Terminal(io.BytesIO()))
+
+    assert main(["rank", QUERY]) == 2
+    assert "name files or folders, or pipe documents in" in capsys.readouterr().err
+
+
+def test_a_blank_query_is_the_callers_error(run: Run, notes: Path) -> None:
+    found = run("rank", " ", "notes.txt")
+
+    assert (found.code, found.out) == (2, "")
+    assert "query is blank" in found.err
+
+
+@pytest.mark.parametrize("value", ["0", "-1", "many"])
+def test_a_top_n_that_is_none_is_refused(run: Run, notes: Path, value: str) -> None:
+    found = run("rank", QUERY, "notes.txt", f"--top-n={value}")
+
+    assert found.code == 2
+    assert "top" in found.err.splitlines()[-1]
+
+
+def test_settings_reach_the_reranker(
+    run: Run, notes: Path, opened: list[RerankConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RERANK_PLUGINS_MODEL", "from/variable")
+    monkeypatch.setenv("RERANK_PLUGINS_BATCH_TOKENS", "99")
+
+    run("rank", QUERY, "notes.txt", "--batch-tokens", "64", "--activation", "logit")
+
+    assert (opened[0].model, opened[0].batch_tokens) == ("from/variable", 64)
+
+
+def test_a_failing_scorer_ends_the_run_with_1(
+    run: Run, notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "rerank_plugins.registry.open_scorer", lambda _: FakeScorer(poison="weather")
+    )
+
+    found = run("rank", QUERY, "notes.txt")
+
+    assert (found.code, found.out) == (1, "")
+    assert "holds 'weather'" in found.err
+
+
+def test_a_timeout_is_one_line_and_1(
+    run: Run, notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rerank_plugins.registry.open_scorer", lambda _: FakeScorer(delay_s=0.3))
+
+    found = run("rank", QUERY, "notes.txt", "--timeout-s", "0.05")
+
+    assert found.code == 1
+    assert "no answer within timeout_s=0.05" in found.err
+
+
+def test_an_interrupt_ends_the_run_with_130(
+    run: Run, notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def interrupted(*_: object, **__: object) -> None:
+        await asyncio.sleep(0)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rerank_plugins.reranker.Reranker.arank", interrupted)
+
+    assert run("rank", QUERY, "notes.txt").code == 130
+
+
+def test_long_work_on_a_terminal_shows_how_far_it_is(
+    run: Run, notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rerank_plugins.registry.open_scorer", lambda _: FakeScorer(delay_s=0.3))
+    monkeypatch.setattr("rerank_plugins.cli.output.SHOW_PROGRESS_AFTER_S", 0.0)
+    monkeypatch.setattr(type(sys.stderr), "isatty", lambda _: True, raising=False)
+
+    found = run("rank", QUERY, "notes.txt", "--batch-tokens", "1", "--json")
+
+    assert "ranking:" in found.err
+    assert "/3" in found.err
+    assert len(_texts(found.out)) == 3
