@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from hypothesis import settings
 
 from rerank_plugins import Reranker
 from rerank_plugins.registry import ENGINES
@@ -16,6 +17,10 @@ from rerank_plugins.testing import FakeScorer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+# A deadline would fail tests on a busy machine, and time is not what they are about.
+settings.register_profile("untimed", deadline=None)
+settings.load_profile("untimed")
 
 ROOT = Path(__file__).resolve().parent.parent
 

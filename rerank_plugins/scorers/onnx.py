@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib
 import logging
 import os
 import re
@@ -12,16 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 
 from rerank_plugins.config import Activation
-from rerank_plugins.errors import (
-    ConfigError,
-    MissingExtraError,
-    ModelLoadError,
-    ScoringError,
-)
+from rerank_plugins.errors import ConfigError, ModelLoadError, ScoringError
 from rerank_plugins.models.encoding import PairEncoder, TokenPair
 from rerank_plugins.models.files import find_model
 from rerank_plugins.models.settings import longest_pair, model_activation, pad_id
 from rerank_plugins.models.weights import wanted_precisions
+from rerank_plugins.scorers.runtime import first_line, import_onnxruntime, session_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -85,7 +80,7 @@ class OnnxScorer:
             MissingExtraError: onnxruntime is not installed.
             ModelLoadError: the files are not there, broken, or not those of a cross-encoder.
         """
-        ort = _import_onnxruntime()
+        ort = import_onnxruntime('backend "onnx"')
         device = choose_device(config.device, ort.get_available_providers())
         wanted = wanted_precisions(config.precision, cuda=device is not None)
         files = find_model(
@@ -147,7 +142,7 @@ class OnnxScorer:
             advice = "; lower batch_tokens or max_length" if _out_of_memory(exc) else ""
             raise ScoringError(
                 f"onnxruntime failed on {rows} pairs of up to {longest} tokens{advice}: "
-                f"{_first_line(exc)}"
+                f"{first_line(exc)}"
             ) from exc
 
     def _check_head(self) -> None:
@@ -175,14 +170,14 @@ class _Session:
             providers.insert(0, (CUDA, {"device_id": device}))
         try:
             self._session = ort.InferenceSession(
-                os.fspath(files.onnx), sess_options=_options(ort), providers=providers
+                os.fspath(files.onnx), sess_options=session_options(ort), providers=providers
             )
         # onnxruntime's exceptions share no base but Exception.
         except Exception as exc:
             raise ModelLoadError(
                 files.name,
                 f"onnxruntime cannot read {files.onnx.name}; it may be broken, half downloaded, "
-                f"or without its external data: {_first_line(exc)}",
+                f"or without its external data: {first_line(exc)}",
             ) from exc
         self.provider: str = self._session.get_providers()[0]
         if device is not None and self.provider != CUDA:
@@ -245,31 +240,6 @@ def pad(pairs: Sequence[TokenPair], pad_id: int) -> dict[str, NDArray[np.int64]]
     return dict(zip(INPUTS, (ids, mask, segments), strict=True))
 
 
-def _options(ort: ModuleType) -> Any:  # noqa: ANN401  onnxruntime has no types
-    options = ort.SessionOptions()
-    # Batches differ in shape, and a memory plan per shape is never used again but kept.
-    options.enable_mem_pattern = False
-    # Idle workers would spin on the cores that encode the next batch and run the host program.
-    options.add_session_config_entry("session.force_spinning_stop", "1")
-    # Where the process may use some of the cores only, onnxruntime would start a thread for each
-    # core of the machine and fail to pin it.
-    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None
-    if allowed is not None and allowed < (os.cpu_count() or 1):
-        options.intra_op_num_threads = allowed
-    # Warnings about how a graph was exported help nobody who did not export it; errors stay.
-    options.log_severity_level = 3
-    return options
-
-
-def _import_onnxruntime() -> ModuleType:
-    try:
-        return importlib.import_module("onnxruntime")
-    except ModuleNotFoundError:
-        raise MissingExtraError(
-            package="onnxruntime", extra="onnx", needed_for='backend "onnx"'
-        ) from None
-
-
 def _load_tokenizer(files: ModelFiles) -> Any:  # noqa: ANN401  imported late
     from tokenizers import Tokenizer
 
@@ -278,7 +248,7 @@ def _load_tokenizer(files: ModelFiles) -> Any:  # noqa: ANN401  imported late
     # The tokenizers library raises plain Exception.
     except Exception as exc:
         raise ModelLoadError(
-            files.name, f"{files.tokenizer.name} cannot be read: {_first_line(exc)}"
+            files.name, f"{files.tokenizer.name} cannot be read: {first_line(exc)}"
         ) from exc
 
 
@@ -289,7 +259,3 @@ def _digest(template: object) -> str:
 def _out_of_memory(exc: BaseException) -> bool:
     text = str(exc).lower()
     return isinstance(exc, MemoryError) or "bad_alloc" in text or "allocate memory" in text
-
-
-def _first_line(exc: BaseException) -> str:
-    return str(exc).strip().partition("\n")[0]
