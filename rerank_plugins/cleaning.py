@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING
 
 from rerank_plugins.errors import ScoringError
@@ -44,7 +45,7 @@ class Cleaner:
         normalizer, detector = config.normalizer, config.language_detector
         return cls(
             normalize_text if normalizer == "default" else normalizer,
-            DefaultLanguageDetector() if detector == "default" else detector,
+            _default_detector() if detector == "default" else detector,
             config.text_hook,
         )
 
@@ -93,6 +94,12 @@ class Cleaner:
         except Exception as exc:
             raise _plugin_error("text_hook", where, exc) from exc
         return _check_returned(replaced, "text_hook", where)
+
+
+@cache
+def _default_detector() -> DefaultLanguageDetector:
+    # One for the process: what it loads at first use takes a second and 80 MB.
+    return DefaultLanguageDetector()
 
 
 def _check_returned(text: object, plugin: str, where: str) -> str:

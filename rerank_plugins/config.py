@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping  # noqa: TC003  pydantic reads them at run time
+from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any, Literal, Self, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from rerank_plugins.errors import ConfigError
 
@@ -84,13 +85,13 @@ class Settings(BaseModel):
         default=Truncation.LONGEST_FIRST, description="what is cut beyond max_length"
     )
     activation: Activation = Field(default=Activation.AUTO, description="logit to score")
-    normalizer: Literal["default"] | Callable[[str], str] | None = Field(
+    normalizer: Literal["default"] | SkipJsonSchema[Callable[[str], str]] | None = Field(
         default="default", description="cleans the scored text; None scores texts as they are"
     )
-    language_detector: Literal["default"] | Callable[[str], str | None] | None = Field(
-        default="default", description="names the language of a text"
+    language_detector: Literal["default"] | SkipJsonSchema[Callable[[str], str | None]] | None = (
+        Field(default="default", description="names the language of a text")
     )
-    text_hook: Callable[[str, str | None, Any], str] | None = Field(
+    text_hook: SkipJsonSchema[Callable[[str, str | None, Any], str]] | None = Field(
         default=None, description="sees (text, language, role) and returns the text to score"
     )
     language_models: Mapping[str, str] = Field(

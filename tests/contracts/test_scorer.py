@@ -18,6 +18,8 @@ from hypothesis import strategies as st
 
 from rerank_plugins.config import RerankConfig
 from rerank_plugins.protocols import Scorer
+from rerank_plugins.scorers.embedded import EmbeddedScorer
+from rerank_plugins.scorers.lexical import LexicalScorer
 from rerank_plugins.scorers.onnx import OnnxScorer
 from rerank_plugins.testing import FakeScorer
 from tests.tiny_models import write_model
@@ -40,6 +42,8 @@ def open_onnx_roberta(folder: Path) -> OnnxScorer:
 
 SCORERS: dict[str, Callable[[Path], AnyScorer]] = {
     "fake": lambda _: FakeScorer(),
+    "lexical": lambda _: LexicalScorer.open(),
+    "embedded": lambda _: EmbeddedScorer.open(RerankConfig()),
     "onnx": open_onnx,
     "onnx xlm-roberta": open_onnx_roberta,
 }

@@ -58,6 +58,13 @@ def test_what_is_no_model_is_refused() -> None:
         Reranker(42)  # type: ignore[arg-type]  # the point of the test
 
 
+def test_settings_have_a_json_schema_without_the_functions() -> None:
+    properties = RerankConfig.model_json_schema()["properties"]
+
+    assert set(properties) == set(RerankConfig.model_fields) - {"text_hook"}
+    assert "default" in str(properties["normalizer"])
+
+
 def test_the_environment_is_read_on_request_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RERANK_PLUGINS_CACHE_ENTRIES", "7")
     monkeypatch.setenv("RERANK_PLUGINS_LANGUAGE_MODELS", "zh=some/model, de=lexical")
