@@ -16,8 +16,8 @@ class RankedDocument:
     ``index`` is its place in the caller's sequence and ``text`` the caller's own text, untouched.
     ``logit`` is the scorer's raw output for the pair, ``score`` the logit after the activation;
     higher is better. A blank document is never scored: its logit is the lowest float32.
-    ``truncated`` says that the scorer read only the beginning of the document, ``cached`` that
-    the logit came from the pair cache.
+    ``truncated`` says that the scorer did not read the whole document, ``cached`` that the logit
+    came from the pair cache.
     """
 
     index: int

@@ -46,39 +46,46 @@ def fetch(
 
     # The hub library has changed its HTTP library twice; the base class of that one's errors is
     # among the bases of the hub's own.
-    unreachable: tuple[type[Exception], ...] = (OSError, *_bases(errors.HfHubHTTPError))
+    failures: tuple[type[Exception], ...] = (
+        OSError,
+        errors.HFValidationError,
+        *_bases(errors.HfHubHTTPError),
+    )
     try:
         return _download(model, wanted, revision)
-    except errors.GatedRepoError as exc:
-        raise ModelLoadError(
-            model,
-            "the model is gated: accept its terms on the hub, then log in with `hf auth login` "
-            "or set HF_TOKEN",
-        ) from exc
-    except errors.RepositoryNotFoundError as exc:
-        raise ModelLoadError(
-            model,
-            "there is no such local folder, and no such model on the hub or it is private: check "
-            "the spelling, or log in with `hf auth login` or HF_TOKEN",
-        ) from exc
-    except errors.RevisionNotFoundError as exc:
-        raise ModelLoadError(model, f"the model has no revision {revision!r} on the hub") from exc
-    except errors.HFValidationError as exc:
-        raise ModelLoadError(
-            model, f"there is no such local folder, and it is not a hub id: {exc}"
-        ) from exc
-    except errors.OfflineModeIsEnabled:
-        return _cached(model, revision, "HF_HUB_OFFLINE is set")
-    except unreachable as exc:
-        status = getattr(getattr(exc, "response", None), "status_code", None)
-        if status in {401, 403}:
-            raise ModelLoadError(
-                model, f"the hub refused access, check HF_TOKEN: {_first_line(exc)}"
-            ) from exc
+    except failures as exc:
+        refusal = _refusal(exc, revision)
+        if refusal is not None:
+            raise ModelLoadError(model, refusal) from exc
         cause = f"the hub could not be reached ({type(exc).__name__}: {_first_line(exc)})"
+        if isinstance(exc, errors.OfflineModeIsEnabled):
+            return _cached(model, revision, "HF_HUB_OFFLINE is set", exc)
         found = _cached(model, revision, cause, exc)
         logger.warning("%s: using the cached copy of %s", cause, model)
         return found
+
+
+def _refusal(exc: Exception, revision: str | None) -> str | None:
+    """Return why the hub will not give the model, or None where it could not be asked."""
+    from huggingface_hub import errors
+
+    if isinstance(exc, errors.GatedRepoError):
+        return (
+            "the model is gated: accept its terms on the hub, then log in with `hf auth login` "
+            "or set HF_TOKEN"
+        )
+    if isinstance(exc, errors.RepositoryNotFoundError):
+        return (
+            "there is no such local folder, and no such model on the hub or it is private: check "
+            "the spelling, or log in with `hf auth login` or HF_TOKEN"
+        )
+    if isinstance(exc, errors.RevisionNotFoundError):
+        return f"the model has no revision {revision!r} on the hub"
+    if isinstance(exc, errors.HFValidationError):
+        return _not_an_id(exc)
+    if getattr(getattr(exc, "response", None), "status_code", None) in {401, 403}:
+        return f"the hub refused access, check HF_TOKEN: {_first_line(exc)}"
+    return None
 
 
 def _download(model: str, wanted: Sequence[Precision], revision: str | None) -> tuple[Path, str]:
@@ -107,9 +114,7 @@ def _cached(
     try:
         found = try_to_load_from_cache(model, TOKENIZER, revision=revision)
     except errors.HFValidationError as exc:
-        raise ModelLoadError(
-            model, f"there is no such local folder, and it is not a hub id: {exc}"
-        ) from exc
+        raise ModelLoadError(model, _not_an_id(exc)) from exc
     if not isinstance(found, str):
         at = "" if revision is None else f" at revision {revision!r}"
         raise ModelLoadError(
@@ -129,6 +134,10 @@ def check_tokenizer(model: str, there: object) -> None:
             "there is no tokenizer.json; write one with transformers: "
             "AutoTokenizer.from_pretrained(MODEL).save_pretrained(FOLDER)",
         )
+
+
+def _not_an_id(exc: Exception) -> str:
+    return f"there is no such local folder, and it is not a hub id: {exc}"
 
 
 def _first_line(exc: BaseException) -> str:

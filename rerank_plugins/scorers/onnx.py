@@ -258,4 +258,5 @@ def _digest(template: object) -> str:
 
 def _out_of_memory(exc: BaseException) -> bool:
     text = str(exc).lower()
-    return isinstance(exc, MemoryError) or "bad_alloc" in text or "allocate memory" in text
+    signs = ("bad_alloc", "allocate memory", "out of memory")
+    return isinstance(exc, MemoryError) or any(sign in text for sign in signs)
