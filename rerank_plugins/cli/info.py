@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> int:
     choices = {
         "backend": _backend(config),
         "device": _device(config, providers),
-        "precision": _precision(config),
+        "precision": _precision(config, providers),
         "max_length": _max_length(config),
     }
     opened = _open(config)
@@ -116,12 +116,16 @@ def _device(config: RerankConfig, providers: list[str] | None) -> Choice:
     return Choice("cpu", "onnxruntime offers no CUDA")
 
 
-def _precision(config: RerankConfig) -> Choice:
+def _precision(config: RerankConfig, providers: list[str] | None) -> Choice:
     if not _runs_in_onnxruntime(config):
         return Choice("its own", "there is one kind of weights")
     if config.precision is not Precision.AUTO:
         return Choice(config.precision, "as set")
-    return Choice("auto", "by the device and by the files that the model has; see identity")
+    from rerank_plugins.models.weights import wanted_precisions
+
+    device = _device(config, providers).value
+    wanted = wanted_precisions(config.precision, cuda=device.startswith("cuda"))
+    return Choice(" or else ".join(wanted), f"what the model has of them, on {device}")
 
 
 def _max_length(config: RerankConfig) -> Choice:

@@ -36,6 +36,8 @@ def opened(monkeypatch: pytest.MonkeyPatch) -> list[RerankConfig]:
         asked.append(config)
         return FakeScorer(name=config.model, max_words=config.max_length or 512)
 
+    # A setting that no other test has: an engine that still stands elsewhere is not shared.
+    monkeypatch.setenv("RERANK_PLUGINS_QUEUE_TOKENS", "3999999")
     monkeypatch.setattr("rerank_plugins.registry.open_scorer", open_fake)
     monkeypatch.setattr("rerank_plugins.scorers.open_scorer", open_fake)
     return asked

@@ -98,19 +98,24 @@ def test_other_systems_have_a_processor_too() -> None:
 
 
 @pytest.mark.parametrize(
-    ("providers", "device"),
+    ("providers", "device", "precision"),
     [
-        (None, "none"),
-        (["CPUExecutionProvider"], "cpu"),
-        (["CUDAExecutionProvider", "CPUExecutionProvider"], "cuda"),
+        (None, "none", "fp32 or else fp16"),
+        (["CPUExecutionProvider"], "cpu", "fp32 or else fp16"),
+        (["CUDAExecutionProvider", "CPUExecutionProvider"], "cuda", "fp16 or else fp32"),
     ],
 )
-def test_the_device_follows_from_what_onnxruntime_offers(
-    run: Run, monkeypatch: pytest.MonkeyPatch, providers: list[str] | None, device: str
+def test_device_and_precision_follow_from_what_onnxruntime_offers(
+    run: Run,
+    monkeypatch: pytest.MonkeyPatch,
+    providers: list[str] | None,
+    device: str,
+    precision: str,
 ) -> None:
     monkeypatch.setattr("rerank_plugins.cli.info.onnxruntime_providers", lambda: providers)
 
     report = json.loads(run("info", "a/b", "--json").out)
 
     assert report["model"]["device"]["value"] == device
+    assert report["model"]["precision"]["value"] == precision
     assert report["machine"]["onnxruntime_providers"] == providers
