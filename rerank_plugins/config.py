@@ -20,6 +20,9 @@ LEXICAL = "lexical"
 
 ENV_PREFIX = "RERANK_PLUGINS_"
 
+FUNCTION_SETTINGS = frozenset({"normalizer", "language_detector", "text_hook"})
+"""Settings that are functions: no variable and no flag can hold them."""
+
 
 class Backend(StrEnum):
     """What runs the model; ``auto`` follows from the model's name and files."""
@@ -161,13 +164,10 @@ class RerankConfig(Settings):
         settings: dict[str, object] = {}
         for name in cls.model_fields:
             value = found.get(ENV_PREFIX + name.upper())
-            if value is None or name in _FUNCTIONS:
+            if value is None or name in FUNCTION_SETTINGS:
                 continue
             settings[name] = _parse_routes(value) if name == "language_models" else value
         return cls(**settings)
-
-
-_FUNCTIONS = frozenset({"normalizer", "language_detector", "text_hook"})
 
 
 class RerankSettings(TypedDict, total=False):

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
-from rerank_plugins.config import ENV_PREFIX, RerankConfig
+from rerank_plugins.config import ENV_PREFIX, FUNCTION_SETTINGS, RerankConfig
 
 if TYPE_CHECKING:
     from pydantic.fields import FieldInfo
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 def setting_names() -> list[str]:
     """Return the settings that can be written on a command line: all but the functions."""
-    return [name for name, field in RerankConfig.model_fields.items() if not _is_function(field)]
+    return [name for name in RerankConfig.model_fields if name not in FUNCTION_SETTINGS]
 
 
 def add_settings(parser: argparse.ArgumentParser, *, positional_model: bool = False) -> None:
@@ -83,12 +83,8 @@ def _kind(field: FieldInfo) -> type:
     raise TypeError(f"a setting of type {field.annotation!r} has no flag")
 
 
-def _is_function(field: FieldInfo) -> bool:
-    return any(get_origin(part) is Callable for part in _parts(field))
-
-
 def _parts(field: FieldInfo) -> tuple[Any, ...]:
     """Return the members of a union, or the one type that there is."""
     annotation = field.annotation
-    plain = isinstance(annotation, type) or get_origin(annotation) in (Mapping, Callable)
+    plain = isinstance(annotation, type) or get_origin(annotation) is Mapping
     return (annotation,) if plain else get_args(annotation)
