@@ -36,7 +36,7 @@ def opened_by_name(monkeypatch: pytest.MonkeyPatch) -> list[FakeScorer]:
     """Let ``model="lexical"`` open a fake; the list holds each one that was opened."""
     opened: list[FakeScorer] = []
 
-    def open_fake(_: object) -> FakeScorer:
+    def open_fake(*_: object) -> FakeScorer:
         opened.append(FakeScorer())
         return opened[-1]
 
