@@ -29,21 +29,26 @@ PIPE_CLOSED = 141
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; a malformed command line ends the program."""
-    args = _parser().parse_args(argv)
     try:
-        code: int = args.run(args)
-        sys.stdout.flush()
+        return _run(argv)
     except RerankError as exc:
         _complain(str(exc))
-        return (
-            WRONG_CALL if isinstance(exc, ConfigError | InputError | MissingExtraError) else FAILED
-        )
+        return WRONG_CALL if isinstance(exc, _CALLERS_ERRORS) else FAILED
     except BrokenPipeError:
         _forget_stdout()
         return PIPE_CLOSED
     except KeyboardInterrupt:
         return INTERRUPTED
-    return code
+
+
+def _run(argv: Sequence[str] | None) -> int:
+    try:
+        args = _parser().parse_args(argv)
+        code: int = args.run(args)
+        return code
+    finally:
+        # Help and version end the program from within; a closed pipe must show itself here.
+        sys.stdout.flush()
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -47,7 +47,9 @@ assert not loaded, loaded
     assert "usage: rerank-plugins" in answer.stdout
 
 
-def test_a_closed_pipe_is_quiet() -> None:
+@pytest.mark.parametrize("argv", [("rank", "where is the fox", "--json"), ("--version",)])
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_closed_pipe_is_quiet(argv: tuple[str, ...], unbuffered: str) -> None:
     code = f"""
 import os
 read, write = os.pipe()
@@ -55,12 +57,14 @@ os.close(read)
 os.dup2(write, 1)
 {PROGRAM}
 """
+    # Buffered output fails when it is flushed, perhaps by the interpreter as it ends.
     answer = subprocess.run(
-        _program("rank", "where is the fox", "--json", code=code),
+        _program(*argv, code=code),
         input="fox",
         capture_output=True,
         text=True,
         check=False,
+        env={"PYTHONUNBUFFERED": unbuffered, "PYTHONPATH": ":".join(sys.path)},
     )
 
     assert (answer.returncode, answer.stderr) == (141, "")
