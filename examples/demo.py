@@ -57,7 +57,7 @@ QUESTIONS = {
 }
 """Questions, and the names whose docstring answers them.
 
-Chosen by the first stage alone: each answer is among its 50, few are its first.
+Chosen by where BM25 has the answer, among its 50 and seldom first: a tour, not a measurement.
 """
 
 

@@ -1,6 +1,6 @@
 """Remake the packaged term weights from a folder of training sets.
 
-    python train_term_weights.py TRAIN_FOLDER OUTPUT_FILE
+    python training/term_weights.py TRAIN_FOLDER OUTPUT_FILE
 
 The same folder gives the same bytes.
 """
@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from first_stage import load_corpus, load_queries
-from rerank_plugins.models.terms import split_terms
-
+from rerank_plugins.evaluation.sets import read_set
 from rerank_plugins.models.term_weights import STEPS_PER_UNIT, UNSEEN_WEIGHT, is_paired
+from rerank_plugins.text.terms import split_terms
 
 SETS_BY_LANGUAGE: Final[Mapping[str, tuple[str, ...]]] = {
     "en": (
@@ -104,11 +103,11 @@ def main() -> None:
     arguments = parser.parse_args()
     kinds: list[TextCounts] = []
     for names in SETS_BY_LANGUAGE.values():
-        folders = [arguments.train_folder / name for name in names]
-        documents = (document.full_text for f in folders for document in load_corpus(f))
+        sets = [read_set(arguments.train_folder / name) for name in names]
+        documents = (document.full_text for each in sets for document in each.documents.values())
         kinds.append(count_texts(documents, MIN_DOCUMENTS))
-        asked = [f for f in folders if f.name not in SETS_WITHOUT_FREE_QUERIES]
-        queries = (query.text for f in asked for query in load_queries(f))
+        asked = [each for each in sets if each.name not in SETS_WITHOUT_FREE_QUERIES]
+        queries = (query.text for each in asked for query in each.queries)
         kinds.append(count_texts(queries, MIN_QUERIES))
     arguments.output_file.write_bytes(pack_weights(learn_weights(kinds)))
 

@@ -16,6 +16,7 @@ from rerank_plugins.models.term_weights import (
     read_weights,
 )
 from rerank_plugins.text.terms import split_terms
+from training import term_weights as term_weights_training
 
 MAX_DATA_BYTES = 1_000_000
 
@@ -91,18 +92,16 @@ def test_packaged_data_is_small() -> None:
 @given(st.dictionaries(st.text("abc的猫", min_size=1), st.integers(1, 72)))
 def test_packed_weights_read_back(steps_by_term: dict[str, int]) -> None:
     """What the training script writes is what the package reads, byte for byte the same."""
-    train_term_weights = pytest.importorskip("train_term_weights")
     weights = {term: steps / 8 for term, steps in steps_by_term.items()}
-    packed = train_term_weights.pack_weights(weights)
+    packed = term_weights_training.pack_weights(weights)
     assert read_weights(packed) == weights
-    assert packed == train_term_weights.pack_weights(dict(reversed(weights.items())))
+    assert packed == term_weights_training.pack_weights(dict(reversed(weights.items())))
 
 
 def test_a_term_weighs_by_the_texts_that_use_it_most() -> None:
     """A frequent word of one language, or of queries, is no rare word because others lack it."""
-    train_term_weights = pytest.importorskip("train_term_weights")
-    english = train_term_weights.count_texts(["the cat", "the dog", "a dog"], 2)
-    french = train_term_weights.count_texts(["le chat"] * 8 + ["the dog"] * 2, 2)
-    learnt = train_term_weights.learn_weights([english, french])
+    english = term_weights_training.count_texts(["the cat", "the dog", "a dog"], 2)
+    french = term_weights_training.count_texts(["le chat"] * 8 + ["the dog"] * 2, 2)
+    learnt = term_weights_training.learn_weights([english, french])
     assert learnt["the"] == pytest.approx(-math.log(2 / 3))
     assert "cat" not in learnt
