@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence  # noqa: TC003  pydantic reads them
 from contextlib import asynccontextmanager, contextmanager
+from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, Field
 
 from rerank_plugins.doors import RELEVANCE_SCORE, RERANKED_BY, RETRIEVAL_SCORE, Door, ScoringDoor
 from rerank_plugins.errors import MissingExtraError
+from rerank_plugins.requests import DeferredTexts
 
 try:
     import langchain_core  # noqa: F401  first by itself: one that is too old is not a missing one
@@ -84,10 +86,8 @@ class _DocumentDoor(Door):
         await run.on_retriever_end(ranked)
         return ranked
 
-    def _texts(self, documents: Sequence[Document]) -> list[str]:
-        if self.text_fn is None:
-            return [document.page_content for document in documents]
-        return [self.text_fn(document) for document in documents]
+    def _texts(self, documents: Sequence[Document]) -> Sequence[str]:
+        return DeferredTexts(documents, self.text_fn or attrgetter("page_content"))
 
 
 class RerankCompressor(_DocumentDoor, BaseDocumentCompressor):

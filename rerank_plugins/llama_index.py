@@ -12,6 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from rerank_plugins.config import RerankConfig
 from rerank_plugins.doors import RELEVANCE_SCORE, RERANKED_BY, RETRIEVAL_SCORE, Door
 from rerank_plugins.errors import ConfigError, MissingExtraError
+from rerank_plugins.requests import DeferredTexts
 
 try:
     from llama_index.core.callbacks import CBEventType, EventPayload
@@ -142,8 +143,8 @@ class RerankPostprocessor(Door, BaseNodePostprocessor):
             kept.extend(_ranked(nodes, ranking))
         return kept
 
-    def _texts(self, nodes: Sequence[NodeWithScore]) -> list[str]:
-        return [_scored_text(each.node, self.metadata_mode) for each in nodes]
+    def _texts(self, nodes: Sequence[NodeWithScore]) -> Sequence[str]:
+        return DeferredTexts(nodes, lambda each: _scored_text(each.node, self.metadata_mode))
 
     def _limits(self) -> dict[str, Any]:
         return {

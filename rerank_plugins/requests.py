@@ -3,25 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, TypeGuard
+from typing import NamedTuple, TypeGuard, TypeVar, overload
 
 from rerank_plugins.cache import Job
 from rerank_plugins.errors import InputError, InputTypeError
 
+T = TypeVar("T")
+
 
 def check_text(text: object, where: str) -> str:
     """Return *text* if it can be scored: a string without lone surrogates."""
-    sound = _check_str(text, where)
+    if not isinstance(text, str):
+        raise InputTypeError(f"{where} must be str, got {type(text).__name__}")
     try:
-        sound.encode()
+        text.encode()
     except UnicodeEncodeError as exc:
         raise InputError(
-            f"{where} holds the lone surrogate U+{ord(sound[exc.start]):04X} at character "
+            f"{where} holds the lone surrogate U+{ord(text[exc.start]):04X} at character "
             f"{exc.start}, which is no text; decode the source with errors='replace'"
         ) from None
-    return sound
+    return text
 
 
 def check_query(query: object, where: str = "query") -> str:
@@ -32,20 +35,40 @@ def check_query(query: object, where: str = "query") -> str:
     return text
 
 
-def _check_str(text: object, where: str) -> str:
-    if not isinstance(text, str):
-        raise InputTypeError(f"{where} must be str, got {type(text).__name__}")
-    return text
+class DeferredTexts(Sequence[str]):
+    """Texts that are read from a framework's objects when they are first needed.
+
+    An async door hands them over as they are, so that reading them does not hold the event loop.
+    """
+
+    def __init__(self, items: Sequence[T], read: Callable[[T], str]) -> None:
+        self._items = items
+        self._read = read
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @overload
+    def __getitem__(self, key: int) -> str: ...
+
+    @overload
+    def __getitem__(self, key: slice) -> list[str]: ...
+
+    def __getitem__(self, key: int | slice) -> str | list[str]:
+        if isinstance(key, slice):
+            return [self._read(item) for item in self._items[key]]
+        return self._read(self._items[key])
 
 
-def _check_documents(documents: object) -> list[str]:
+def _snapshot(documents: object) -> Sequence[str]:
     if isinstance(documents, str | bytes):
         raise InputTypeError(
             f"documents must be a sequence of str, got one {type(documents).__name__}"
         )
     if not isinstance(documents, Sequence):
         raise InputTypeError(f"documents must be a sequence of str, got {type(documents).__name__}")
-    return [_check_str(text, f"documents[{i}]") for i, text in enumerate(documents)]
+    # The caller may go on changing a list of its own.
+    return documents if isinstance(documents, DeferredTexts) else tuple(documents)
 
 
 @dataclass(slots=True)
@@ -54,8 +77,8 @@ class Group:
 
     query: str
     where: str
-    places: list[int]
-    documents: list[str]
+    places: Sequence[int]
+    documents: Sequence[str]
     scorer: str = ""
     activation: str = ""
     language: str | None = None
@@ -68,10 +91,12 @@ class Call(NamedTuple):
     job: Job
 
     def check_documents(self) -> None:
-        """Check what takes time where documents are many: off the event loop, that is."""
+        """Read and check what takes time where documents are many: off the event loop, that is."""
         for group in self.groups:
-            for place, document in zip(group.places, group.documents, strict=True):
+            group.documents = [
                 check_text(document, self.job.where(place))
+                for place, document in zip(group.places, group.documents, strict=True)
+            ]
 
 
 class Keep(NamedTuple):
@@ -114,10 +139,10 @@ def _is_int(value: object) -> TypeGuard[int]:
 
 
 def rank_call(query: object, documents: object) -> Call:
-    """Check one query, and that its documents are texts."""
-    checked = _check_documents(documents)
-    group = Group(check_query(query), "query", list(range(len(checked))), checked)
-    return Call([group], Job(len(checked)))
+    """Check one query, and that its documents are a sequence."""
+    texts = _snapshot(documents)
+    group = Group(check_query(query), "query", range(len(texts)), texts)
+    return Call([group], Job(len(texts)))
 
 
 def score_call(pairs: object) -> Call:
@@ -127,12 +152,15 @@ def score_call(pairs: object) -> Call:
             f"pairs must be a sequence of (query, document), got {type(pairs).__name__}"
         )
     pair: object
-    groups: dict[str, Group] = {}
+    places: dict[str, list[int]] = {}
+    documents: dict[str, list[str]] = {}
     for i, pair in enumerate(pairs):
         if isinstance(pair, str | bytes) or not isinstance(pair, Sequence) or len(pair) != 2:
             raise InputTypeError(f"pairs[{i}] must be (query, document), got {pair!r:.80}")
         query = check_query(pair[0], f"pairs[{i}][0]")
-        group = groups.setdefault(query, Group(query, f"pairs[{i}][0]", [], []))
-        group.places.append(i)
-        group.documents.append(_check_str(pair[1], f"pairs[{i}][1]"))
-    return Call(list(groups.values()), Job(len(pairs), argument="pairs"))
+        places.setdefault(query, []).append(i)
+        documents.setdefault(query, []).append(pair[1])
+    groups = [
+        Group(query, f"pairs[{at[0]}][0]", at, documents[query]) for query, at in places.items()
+    ]
+    return Call(groups, Job(len(pairs), argument="pairs"))

@@ -155,7 +155,7 @@ def test_the_given_sequence_is_not_touched(open_reranker: Opener) -> None:
         (lambda r: r.score("ab"), InputTypeError, "pairs must be a sequence"),
         (lambda r: r.score(["ab"]), InputTypeError, r"pairs\[0\] must be \(query, document\)"),
         (lambda r: r.score([("a", "b"), ("a",)]), InputTypeError, r"pairs\[1\] must be"),
-        (lambda r: r.score([("a", 1)]), InputTypeError, r"pairs\[0\]\[1\] must be str, got int"),
+        (lambda r: r.score([("a", 1)]), InputTypeError, r"pairs\[0\] must be str, got int"),
         (lambda r: r.score([("", "a")]), InputError, r"pairs\[0\]\[0\] is blank"),
     ],
 )

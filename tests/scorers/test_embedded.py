@@ -55,7 +55,7 @@ def test_a_logit_is_the_same_alone_and_in_a_batch_of_500_and_through_both_doors(
     from rerank_plugins.langchain import RerankCompressor
     from rerank_plugins.llama_index import RerankPostprocessor
 
-    documents = _texts(500, longest=120)
+    documents = _texts(500, longest=60)
     query = "does the red fox eat under the old bridge?"
     alone = EmbeddedScorer.open(RerankConfig())
     sample = range(0, 500, 10)
