@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import operator
 import threading
-from concurrent.futures import Future, InvalidStateError
-from dataclasses import dataclass, field
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
 from cachetools import LRUCache
 
+from rerank_plugins.jobs import CachedPair, Ticket, Waiter
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from rerank_plugins.protocols import EncodedPair
+    from rerank_plugins.jobs import Job
 
 
 def pair_key(prefix: bytes, query: bytes, document: bytes) -> bytes:
@@ -29,91 +27,6 @@ def pair_key(prefix: bytes, query: bytes, document: bytes) -> bytes:
         digest.update(len(part).to_bytes(8, "little"))
         digest.update(part)
     return digest.digest()
-
-
-class CachedPair(NamedTuple):
-    """What is kept of a scored pair."""
-
-    logit: float
-    truncated: bool
-
-
-class Job:
-    """One caller's wait for the logits of some of its texts.
-
-    ``pairs[i]`` is the result for the caller's *i*-th document or pair. ``future`` is done once
-    all of them are there, or with the first error. A job that is over, for whatever reason, wants
-    nothing more: what only it waited for is dropped when a batch is formed.
-    """
-
-    __slots__ = ("_argument", "_lock", "_remaining", "cached", "future", "pairs")
-
-    def __init__(self, size: int, *, argument: str = "documents") -> None:
-        self._argument = argument
-        self.pairs: list[CachedPair | None] = [None] * size
-        self.cached = [False] * size
-        self.future: Future[None] = Future()
-        self._remaining = size
-        self._lock = threading.Lock()
-        if not size:
-            self.future.set_result(None)
-
-    @property
-    def waiting(self) -> bool:
-        """Whether somebody still wants the result."""
-        return not self.future.done()
-
-    def where(self, place: int) -> str:
-        """Name a place by argument and index, for an error message."""
-        return f"{self._argument}[{place}]"
-
-    def deliver(self, place: int, pair: CachedPair, *, cached: bool = False) -> bool:
-        """Fill one place; returns whether it was the last, and the caller is to be woken."""
-        with self._lock:
-            self.pairs[place] = pair
-            self.cached[place] = cached
-            self._remaining -= 1
-            return self._remaining == 0
-
-    def succeed(self) -> None:
-        """Wake the caller, unless it has gone."""
-        with contextlib.suppress(InvalidStateError):
-            self.future.set_result(None)
-
-    def fail(self, error: BaseException) -> None:
-        """Raise *error* in the caller, unless it has gone or failed already."""
-        with contextlib.suppress(InvalidStateError):
-            self.future.set_exception(error)
-
-    def cancel(self) -> None:
-        """Give up waiting."""
-        self.future.cancel()
-
-
-class Waiter(NamedTuple):
-    """Who waits for a pair, and as which of its documents."""
-
-    job: Job
-    place: int
-
-    @property
-    def where(self) -> str:
-        """The argument and index, for an error message."""
-        return self.job.where(self.place)
-
-
-@dataclass(eq=False, slots=True)
-class Ticket:
-    """A distinct pair on its way through the scorer, and who waits for it."""
-
-    key: bytes
-    waiters: list[Waiter] = field(default_factory=list)
-    encoded: EncodedPair | None = None
-    tokens: int = 1
-
-    def take(self, encoded: EncodedPair) -> None:
-        """Keep the encoded pair; a length that is none fails here, in its caller's thread."""
-        self.encoded, self.tokens = encoded, max(1, operator.index(encoded.tokens))
 
 
 class CacheStats(NamedTuple):
@@ -146,13 +59,12 @@ class PairCache:
         caller owes each of them a `resolve`, a `fail` or a `drop_unwanted`.
         """
         mine: dict[int, Ticket] = {}
-        finished = False
         with self._lock:
             for i, (key, place) in enumerate(zip(keys, places, strict=True)):
                 known = self._kept.get(key) if self._kept is not None else None
                 if known is not None:
                     self._hits += 1
-                    finished = job.deliver(place, known, cached=True)
+                    job.deliver(place, known, cached=True)
                     continue
                 ticket = self._tickets.get(key)
                 if ticket is None:
@@ -161,8 +73,7 @@ class PairCache:
                 else:
                     self._joined += 1
                 ticket.waiters.append(Waiter(job, place))
-        if finished:
-            job.succeed()
+        job.settle()
         return mine
 
     def covers(self, keys: Iterable[bytes]) -> bool:
@@ -173,21 +84,18 @@ class PairCache:
 
     def resolve(self, scored: Iterable[tuple[Ticket, float]]) -> None:
         """Keep logits, and hand each to whoever waits for it."""
-        finished: list[Job] = []
+        answered: dict[int, Job] = {}
         with self._lock:
             for ticket, logit in scored:
-                pair = CachedPair(logit, ticket.encoded is not None and ticket.encoded.truncated)
+                pair = CachedPair(logit, ticket.truncated)
                 if self._kept is not None:
                     self._kept[ticket.key] = pair
                 del self._tickets[ticket.key]
-                finished.extend(
-                    waiter.job
-                    for waiter in ticket.waiters
-                    if waiter.job.deliver(waiter.place, pair)
-                )
-        # Waking a caller may run its callbacks, so it happens outside the lock.
-        for job in finished:
-            job.succeed()
+                for job, place in ticket.waiters:
+                    job.deliver(place, pair)
+                    answered[id(job)] = job
+        for job in answered.values():
+            job.settle()
 
     def fail(self, tickets: Iterable[Ticket], error: Callable[[Waiter], BaseException]) -> None:
         """Raise an error of its own in everybody who waits for one of *tickets*; keep nothing."""
@@ -200,16 +108,30 @@ class PairCache:
             if waiter.job.waiting:
                 waiter.job.fail(error(waiter))
 
+    def fail_all(self, error: Callable[[Waiter], BaseException]) -> None:
+        """Fail every pair that is on its way: nobody is left to score them."""
+        with self._lock:
+            tickets = list(self._tickets.values())
+        self.fail(tickets, error)
+
     def drop_unwanted(self, tickets: Iterable[Ticket]) -> set[int]:
         """Forget tickets that nobody waits for any more; returns their `id`.
 
         Looking and forgetting happen under one lock, so nobody joins a ticket that is going.
         """
         dropped: set[int] = set()
+        # A job is asked once, not once for each of its thousands of pairs.
+        waiting: dict[int, bool] = {}
         with self._lock:
             for ticket in tickets:
-                if not any(waiter.job.waiting for waiter in ticket.waiters):
-                    del self._tickets[ticket.key]
+                for job, _ in ticket.waiters:
+                    wanted = waiting.get(id(job))
+                    if wanted is None:
+                        wanted = waiting[id(job)] = job.waiting
+                    if wanted:
+                        break
+                else:
+                    self._tickets.pop(ticket.key, None)
                     dropped.add(id(ticket))
         return dropped
 

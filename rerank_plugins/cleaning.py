@@ -49,6 +49,10 @@ class Cleaner:
             config.text_hook,
         )
 
+    def warm_up(self) -> None:
+        """Make the language detector load what it loads at first use."""
+        self._detect("warm up", "the warm-up text")
+
     def query(self, text: str, where: str = "query") -> tuple[CleanText, str | None]:
         """Clean a query; also returns the language of the text that is scored.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any, Literal, Self, TypedDict
@@ -110,7 +111,10 @@ class Settings(BaseModel):
         default=4_000_000, ge=1, description="tokens that may wait before QueueFullError"
     )
     timeout_s: float | None = Field(
-        default=None, gt=0, description="seconds a request may take; None is no limit"
+        default=None,
+        gt=0,
+        le=threading.TIMEOUT_MAX,
+        description="seconds a request may take; None is no limit",
     )
     revision: str | None = Field(default=None, description="branch, tag or commit on the hub")
     local_files_only: bool = Field(default=False, description="never ask the hub")

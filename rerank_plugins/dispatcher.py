@@ -5,30 +5,30 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from bisect import bisect_left
+from bisect import bisect_left, insort
 from collections import deque
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from functools import partial
-from operator import attrgetter
-from typing import TYPE_CHECKING
+from itertools import count
+from typing import TYPE_CHECKING, overload
 
 import numpy as np
 
 from rerank_plugins.batching import batch_cost, next_batch
-from rerank_plugins.errors import (
-    ClosedError,
-    QueueFullError,
-    RerankTimeoutError,
-    ScoringError,
-)
+from rerank_plugins.errors import ClosedError, QueueFullError, RerankTimeoutError, ScoringError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from numpy.typing import NDArray
 
-    from rerank_plugins.cache import PairCache, Ticket, Waiter
+    from rerank_plugins.cache import PairCache
+    from rerank_plugins.jobs import Ticket, Waiter
     from rerank_plugins.protocols import AnyScorer
 
 logger = logging.getLogger(__name__)
+
+EXIT_WAIT_S = 30.0
+"""How long a closing waits for the running batch: a scorer that never returns must not hold it."""
 
 
 @dataclass(slots=True)
@@ -50,13 +50,14 @@ class Dispatcher:
 
     An idle worker takes what is there at once; pairs gather only while it is busy. The thread
     starts with the first pair, sleeps on a condition while there is nothing to do, and ends with
-    `close`.
+    `close`. Whatever a scorer raises, nobody is left waiting.
     """
 
     def __init__(
         self, scorer: AnyScorer, cache: PairCache, *, batch_tokens: int, queue_tokens: int
     ) -> None:
         self._scorer = scorer
+        self._name = scorer.name
         self._padded = scorer.padded
         self._cache = cache
         self._batch_tokens = batch_tokens
@@ -64,6 +65,8 @@ class Dispatcher:
         self._changed = threading.Condition()
         self._sorted: list[Ticket] = []
         self._arrival: deque[Ticket] = deque()
+        self._queued: set[int] = set()
+        self._numbers = count()
         self._stats = DispatchStats()
         self._worker: threading.Thread | None = None
         self._closed = False
@@ -92,10 +95,11 @@ class Dispatcher:
             if self.full:
                 self._forget(self._cache.drop_unwanted(self._sorted))
             if self.full:
+                wait_s = self._retry_after_s()
                 raise QueueFullError(
                     f"{self._stats.tokens_waiting} tokens are waiting and queue_tokens is "
-                    f"{self._queue_tokens}; try again in {self._retry_after_s():.1f} s",
-                    retry_after_s=self._retry_after_s(),
+                    f"{self._queue_tokens}; try again in {wait_s:.1f} s",
+                    retry_after_s=wait_s,
                 )
 
     def submit(self, tickets: Sequence[Ticket]) -> None:
@@ -107,108 +111,148 @@ class Dispatcher:
         with self._changed:
             if self._closed:
                 raise ClosedError("the reranker is closed")
-            self._sorted.extend(tickets)
-            self._sorted.sort(key=attrgetter("tokens"))
-            self._arrival.extend(tickets)
-            self._stats.tokens_waiting += sum(ticket.tokens for ticket in tickets)
             if self._worker is None:
-                self._worker = threading.Thread(
-                    target=self._work, name=f"rerank-plugins {self._scorer.name}", daemon=True
+                worker = threading.Thread(
+                    target=self._work, name=f"rerank-plugins {self._name}", daemon=True
                 )
-                self._worker.start()
+                worker.start()
+                self._worker = worker
+            for ticket in tickets:
+                ticket.number = next(self._numbers)
+                insort(self._sorted, ticket, key=_order)
+            self._arrival.extend(tickets)
+            self._queued.update(map(id, tickets))
+            self._stats.tokens_waiting += sum(ticket.tokens for ticket in tickets)
             self._changed.notify_all()
 
     def close(self, *, wait: bool = True) -> None:
-        """Fail what still waits with `ClosedError`, and let the running batch end.
+        """Let the running batch end, and fail what waits with `ClosedError`.
 
-        The scorer is closed by the thread that enters it. With *wait* the call returns when that
-        is done; a call from the worker itself never waits.
+        The worker does both, and closes the scorer. With *wait* the call returns when that is
+        done; a call from the worker itself, or from a finalizer, does not wait.
         """
         with self._changed:
             already, self._closed = self._closed, True
-            waiting, self._sorted = self._sorted, []
-            self._arrival.clear()
-            self._stats.tokens_waiting = 0
             worker = self._worker
             self._changed.notify_all()
-        self._cache.fail(waiting, lambda _: ClosedError("the reranker was closed during the call"))
         if worker is None:
             if not already:
-                self._scorer.close()
-        elif wait and worker is not threading.current_thread():
-            worker.join()
+                self._close_scorer()
+            return
+        if wait and worker is not threading.current_thread():
+            # Not the worker's to do: the running batch may take long, and these will not be scored.
+            self._cache.fail(self._take_all(), _closed_error)
+            worker.join(EXIT_WAIT_S)
 
     def stats(self) -> DispatchStats:
         """Return a copy of the counters."""
         with self._changed:
-            return DispatchStats(*(getattr(self._stats, name) for name in DispatchStats.__slots__))
+            return replace(self._stats)
 
     def _work(self) -> None:
-        while True:
-            with self._changed:
-                while not self._arrival and not self._closed:
-                    self._changed.wait()
-                if self._closed:
-                    break
-                batch = self._take_batch()
-            if batch:
+        try:
+            while batch := self._next_batch():
                 started = time.monotonic()
                 self._score(batch)
                 with self._changed:
                     self._stats.busy_s += time.monotonic() - started
-        self._scorer.close()
+            self._cache.fail(self._take_all(), _closed_error)
+        # A fault of our own, then: whoever waits must hear of it.
+        except BaseException as exc:
+            logger.exception("the worker of %s died", self._name)
+            with self._changed:
+                self._closed = True
+            self._take_all()
+            self._cache.fail_all(partial(self._scoring_error, cause=exc))
+        finally:
+            self._close_scorer()
 
-    def _take_batch(self) -> list[Ticket]:
-        """Form a batch around the oldest ticket; the lock is held."""
-        self._forget(self._cache.drop_unwanted(self._sorted))
-        if not self._arrival:
-            return []
-        oldest = self._arrival[0]
-        lengths = [ticket.tokens for ticket in self._sorted]
-        position = bisect_left(lengths, oldest.tokens)
-        while self._sorted[position] is not oldest:
-            position += 1
-        start, stop = next_batch(lengths, position, budget=self._batch_tokens, padded=self._padded)
-        batch = self._sorted[start:stop]
-        del self._sorted[start:stop]
-        taken = set(map(id, batch))
-        self._arrival = deque(ticket for ticket in self._arrival if id(ticket) not in taken)
-        self._stats.tokens_waiting -= sum(lengths[start:stop])
-        self._changed.notify_all()
-        return batch
+    def _close_scorer(self) -> None:
+        try:
+            self._scorer.close()
+        # A plug-in may raise anything; closing goes on.
+        except Exception:
+            logger.exception("closing the scorer %s failed", self._name)
+
+    def _take_all(self) -> list[Ticket]:
+        with self._changed:
+            waiting, self._sorted = self._sorted, []
+            self._arrival.clear()
+            self._queued.clear()
+            self._stats.tokens_waiting = 0
+            self._changed.notify_all()
+        return waiting
+
+    def _next_batch(self) -> list[Ticket]:
+        """Wait for pairs and form a batch around the oldest; empty once closed."""
+        with self._changed:
+            while not self._closed:
+                while self._arrival and id(self._arrival[0]) not in self._queued:
+                    self._arrival.popleft()
+                if not self._arrival:
+                    self._changed.wait()
+                    continue
+                oldest = self._arrival[0]
+                start, stop = next_batch(
+                    _Lengths(self._sorted),
+                    bisect_left(self._sorted, _order(oldest), key=_order),
+                    budget=self._batch_tokens,
+                    padded=self._padded,
+                )
+                batch = self._sorted[start:stop]
+                del self._sorted[start:stop]
+                self._queued.difference_update(map(id, batch))
+                self._stats.tokens_waiting -= sum(ticket.tokens for ticket in batch)
+                self._changed.notify_all()
+                if batch := self._wanted(batch):
+                    return batch
+        return []
+
+    def _wanted(self, batch: Sequence[Ticket]) -> list[Ticket]:
+        """Leave out, and count, what nobody waits for any more."""
+        dropped = self._cache.drop_unwanted(batch)
+        with self._changed:
+            self._stats.pairs_dropped += len(dropped)
+        return [ticket for ticket in batch if id(ticket) not in dropped]
 
     def _forget(self, dropped: set[int]) -> None:
         """Take dropped tickets out of the queue; the lock is held."""
-        if not dropped:
-            return
         self._stats.pairs_dropped += len(dropped)
         self._stats.tokens_waiting -= sum(t.tokens for t in self._sorted if id(t) in dropped)
         self._sorted = [ticket for ticket in self._sorted if id(ticket) not in dropped]
-        self._arrival = deque(ticket for ticket in self._arrival if id(ticket) not in dropped)
+        self._queued -= dropped
+        self._changed.notify_all()
 
     def _score(self, batch: Sequence[Ticket]) -> None:
         """Score a batch; where it fails, halve it until the guilty pair stands alone."""
+        failure: BaseException | None = None
         try:
             logits = self._forward(batch)
         # A plug-in may raise anything, and the worker must outlive it.
-        except Exception as exc:  # noqa: BLE001
-            if len(batch) > 1:
-                half = len(batch) // 2
-                self._score(batch[:half])
-                self._score(batch[half:])
-                return
-            with self._changed:
-                self._stats.pairs_failed += 1
-            self._cache.fail(batch, partial(self._scoring_error, cause=exc))
-            return
+        except BaseException as exc:  # noqa: BLE001
+            failure = exc
+        if failure is None:
+            self._resolve(batch, logits)
+        elif len(batch) == 1 or isinstance(failure, _BrokenContractError):
+            self._fail(batch, failure)
+        else:
+            # Forgotten first: an error holds the frames that hold the batch.
+            failure = None
+            half = len(batch) // 2
+            for part in (batch[:half], batch[half:]):
+                # Once its request has failed, the rest of it is nobody's.
+                if wanted := self._wanted(part):
+                    self._score(wanted)
+
+    def _resolve(self, batch: Sequence[Ticket], logits: NDArray[np.float32]) -> None:
         finite = np.isfinite(logits)
         lengths = [ticket.tokens for ticket in batch]
+        padding = batch_cost(lengths, padded=self._padded) - sum(lengths)
         with self._changed:
             self._stats.batches += 1
             self._stats.pairs_scored += int(finite.sum())
-            self._stats.pairs_failed += int((~finite).sum())
             self._stats.tokens_scored += sum(lengths)
-            self._stats.tokens_padded += batch_cost(lengths, padded=self._padded) - sum(lengths)
+            self._stats.tokens_padded += padding
         self._cache.resolve(
             (ticket, float(logit))
             for ticket, logit, fine in zip(batch, logits, finite, strict=True)
@@ -216,22 +260,25 @@ class Dispatcher:
         )
         for ticket, logit, fine in zip(batch, logits, finite, strict=True):
             if not fine:
-                cause = ScoringError(f"the logit is {logit}")
-                self._cache.fail([ticket], partial(self._scoring_error, cause=cause))
+                self._fail([ticket], ScoringError(f"the logit is {logit}"))
 
-    def _forward(self, batch: Sequence[Ticket]) -> np.ndarray[tuple[int], np.dtype[np.float32]]:
-        encoded = [ticket.encoded for ticket in batch]
-        logits = np.asarray(self._scorer.forward(encoded), dtype=np.float32)
-        if logits.shape != (len(batch),):
-            raise ScoringError(
-                f"{self._scorer.name} gave logits of shape {logits.shape} for {len(batch)} pairs"
+    def _fail(self, tickets: Sequence[Ticket], cause: BaseException) -> None:
+        with self._changed:
+            self._stats.pairs_failed += len(tickets)
+        self._cache.fail(tickets, partial(self._scoring_error, cause=cause))
+
+    def _forward(self, batch: Sequence[Ticket]) -> NDArray[np.float32]:
+        logits = np.asarray(self._scorer.forward([ticket.encoded for ticket in batch]))
+        if logits.shape != (len(batch),) or logits.dtype.kind not in "fiu":
+            raise _BrokenContractError(
+                f"forward gave {logits.dtype} of shape {logits.shape} for {len(batch)} pairs"
             )
-        return logits
+        return logits.astype(np.float32, copy=False)
 
-    def _scoring_error(self, waiter: Waiter, *, cause: Exception) -> ScoringError:
+    def _scoring_error(self, waiter: Waiter, *, cause: BaseException) -> ScoringError:
         kind = "" if isinstance(cause, ScoringError) else f"{type(cause).__name__}: "
         error = ScoringError(
-            f"{self._scorer.name} failed on {waiter.where}: {kind}{cause}",
+            f"{self._name} failed on {waiter.where}: {kind}{cause}",
             retryable=isinstance(cause, ScoringError) and cause.retryable,
         )
         error.__cause__ = cause
@@ -242,3 +289,36 @@ class Dispatcher:
         if not self._stats.tokens_scored:
             return 1.0
         return self._stats.busy_s / self._stats.tokens_scored * self._batch_tokens
+
+
+class _BrokenContractError(ScoringError):
+    """The scorer's answer fits no batch: no pair of it is to blame."""
+
+
+class _Lengths(Sequence[int]):
+    """The lengths of sorted tickets, read as they are needed: a batch looks at few of many."""
+
+    def __init__(self, tickets: Sequence[Ticket]) -> None:
+        self._tickets = tickets
+
+    def __len__(self) -> int:
+        return len(self._tickets)
+
+    @overload
+    def __getitem__(self, key: int) -> int: ...
+
+    @overload
+    def __getitem__(self, key: slice) -> list[int]: ...
+
+    def __getitem__(self, key: int | slice) -> int | list[int]:
+        if isinstance(key, slice):
+            return [ticket.tokens for ticket in self._tickets[key]]
+        return self._tickets[key].tokens
+
+
+def _order(ticket: Ticket) -> tuple[int, int]:
+    return ticket.tokens, ticket.number
+
+
+def _closed_error(_: Waiter) -> ClosedError:
+    return ClosedError("the reranker was closed during the call")

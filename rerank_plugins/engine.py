@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import threading
 import time
@@ -10,14 +11,22 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING
 
-from rerank_plugins.cache import Job, PairCache, Ticket, Waiter, pair_key
+from rerank_plugins.cache import PairCache, pair_key
 from rerank_plugins.dispatcher import Dispatcher, DispatchStats
-from rerank_plugins.errors import ClosedError, InputError, RerankError, ScoringError
+from rerank_plugins.errors import (
+    ClosedError,
+    ConfigError,
+    InputError,
+    RerankError,
+    RerankTimeoutError,
+    ScoringError,
+)
 from rerank_plugins.results import EngineStats
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from rerank_plugins.jobs import Job, Ticket, Waiter
     from rerank_plugins.protocols import AnyScorer
 
 CHUNK_PAIRS = 64
@@ -42,16 +51,27 @@ class Engine:
     ) -> None:
         self.name = name
         self._open_scorer = open_scorer
+        self._cache_entries = cache_entries
         self._batch_tokens = batch_tokens
         self._queue_tokens = queue_tokens
-        self._cache = PairCache(cache_entries)
-        self._opening = threading.Lock()
+        self._closed = False
+        self._requests = 0
+        self._start_afresh()
+
+    def _start_afresh(self) -> None:
+        self._cache = PairCache(self._cache_entries)
+        # A signal handler may close the engine in the middle of an opening by the same thread.
+        self._opening = threading.RLock()
         # Never held for long, unlike the one above: an event loop may take it.
         self._counting = threading.Lock()
         self._open: tuple[AnyScorer, Dispatcher] | None = None
         self._threads: ThreadPoolExecutor | None = None
-        self._closed = False
-        self._requests = 0
+
+    def after_fork(self) -> None:
+        """Begin again in a child process: threads, and locks they held, stayed in the parent."""
+        # Never freed: a native scorer would wait for threads of its own that are not here.
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._open))
+        self._start_afresh()
 
     @property
     def threads(self) -> ThreadPoolExecutor:
@@ -60,7 +80,8 @@ class Engine:
             self._check_open()
             if self._threads is None:
                 self._threads = ThreadPoolExecutor(
-                    max_workers=min(4, os.cpu_count() or 1),
+                    # They mostly wait: for the lock of a tokenizer, a user's hook, queue room.
+                    max_workers=min(32, (os.cpu_count() or 1) + 4),
                     thread_name_prefix=f"rerank-plugins {self.name}",
                 )
             return self._threads
@@ -89,55 +110,62 @@ class Engine:
         what changed the texts on their way here, and becomes part of each key. Returns when
         everything is queued; failures reach the job's future.
         """
-        with self._counting:
-            self._requests += 1
+        if not job.begun:
+            with self._counting:
+                self._requests += 1
         try:
             scorer, dispatcher = self._opened()
             prefix = f"{scorer.identity}\n{salt}".encode()
             query_bytes = query.encode()
-            begun = False
             while job.waiting and (chunk := list(islice(documents, CHUNK_PAIRS))):
                 keys = [pair_key(prefix, query_bytes, text.encode()) for _, text in chunk]
                 if dispatcher.full and not self._cache.covers(keys):
                     # A request that has begun waits its turn; a new one is told to come back.
-                    if begun:
+                    if job.begun:
                         dispatcher.await_room(deadline)
                     else:
                         dispatcher.refuse_if_full()
-                begun = True
+                job.begun = True
                 tickets = self._cache.claim(job, keys, [place for place, _ in chunk])
                 if tickets:
                     texts = [chunk[i][1] for i in tickets]
-                    self._encode_and_queue(scorer, dispatcher, query, texts, list(tickets.values()))
+                    encoded = self._encode(scorer, query, texts, list(tickets.values()))
+                    self._queue(dispatcher, encoded)
         except RerankError as exc:
             job.fail(exc)
 
-    def _encode_and_queue(
-        self,
-        scorer: AnyScorer,
-        dispatcher: Dispatcher,
-        query: str,
-        texts: Sequence[str],
-        tickets: Sequence[Ticket],
-    ) -> None:
-        """Encode claimed tickets and queue them; whatever goes wrong, none is left behind."""
+    def _encode(
+        self, scorer: AnyScorer, query: str, texts: Sequence[str], tickets: Sequence[Ticket]
+    ) -> list[Ticket]:
+        """Encode claimed tickets; returns those that could be, the others have failed."""
         try:
             encoded = scorer.encode(query, texts)
             for ticket, pair in zip(tickets, encoded, strict=True):
                 ticket.take(pair)
-            dispatcher.submit(tickets)
-        except ClosedError as exc:
-            self._cache.fail(tickets, partial(_closed_error, cause=exc))
         # A plug-in may raise anything, and other requests may wait for these tickets.
         except Exception as exc:  # noqa: BLE001
             if len(tickets) == 1:
                 self._cache.fail(tickets, partial(_encoding_error, scorer=scorer.name, cause=exc))
-                return
-            for ticket, text in zip(tickets, texts, strict=True):
-                self._encode_and_queue(scorer, dispatcher, query, [text], [ticket])
+                return []
         except BaseException as exc:
             self._cache.fail(tickets, partial(_encoding_error, scorer=scorer.name, cause=exc))
             raise
+        else:
+            return list(tickets)
+        return [
+            done
+            for ticket, text in zip(tickets, texts, strict=True)
+            for done in self._encode(scorer, query, [text], [ticket])
+        ]
+
+    def _queue(self, dispatcher: Dispatcher, tickets: Sequence[Ticket]) -> None:
+        """Queue encoded tickets; where that cannot be done, they fail."""
+        try:
+            dispatcher.submit(tickets)
+        except BaseException as exc:
+            self._cache.fail(tickets, partial(_queueing_error, cause=exc))
+            if not isinstance(exc, ClosedError):
+                raise
 
     def stats(self) -> EngineStats:
         """Return the counters as they are now."""
@@ -178,7 +206,6 @@ class Engine:
         if threads is not None:
             # What waits in there still runs, to tell its caller that the engine is closed.
             threads.shutdown(wait=False)
-        self._cache.clear()
 
     def _opened(self) -> tuple[AnyScorer, Dispatcher]:
         opened = self._open
@@ -191,9 +218,12 @@ class Engine:
                 dispatcher = Dispatcher(
                     scorer,
                     self._cache,
-                    batch_tokens=self._batch_tokens or scorer.batch_tokens,
+                    batch_tokens=self._batch_tokens or _positive(scorer.batch_tokens, scorer),
                     queue_tokens=self._queue_tokens,
                 )
+                if self._closed:
+                    dispatcher.close()
+                self._check_open()
                 self._open = scorer, dispatcher
             return self._open
 
@@ -202,8 +232,12 @@ class Engine:
             raise ClosedError(f"the reranker for {self.name!r} is closed; open a new one")
 
 
-def _closed_error(_: Waiter, *, cause: ClosedError) -> ClosedError:
-    return ClosedError(str(cause))
+def _queueing_error(_: Waiter, *, cause: BaseException) -> RerankError:
+    if isinstance(cause, ClosedError):
+        return ClosedError(str(cause))
+    error = ScoringError(f"pairs could not be queued: {cause}", retryable=True)
+    error.__cause__ = cause
+    return error
 
 
 def _encoding_error(waiter: Waiter, *, scorer: str, cause: BaseException) -> RerankError:
@@ -217,6 +251,20 @@ def _encoding_error(waiter: Waiter, *, scorer: str, cause: BaseException) -> Rer
     return error
 
 
+def _positive(batch_tokens: object, scorer: AnyScorer) -> int:
+    if not isinstance(batch_tokens, int) or batch_tokens < 1:
+        raise ConfigError(
+            f"the scorer {scorer.name!r} has batch_tokens {batch_tokens!r}, no int of at least 1"
+        )
+    return batch_tokens
+
+
 def deadline_after(timeout_s: float | None) -> float | None:
     """Return the `time.monotonic` at which *timeout_s* seconds from now are over."""
     return None if timeout_s is None else time.monotonic() + timeout_s
+
+
+def check_deadline(deadline: float | None) -> None:
+    """Raise `RerankTimeoutError` once *deadline* has passed."""
+    if deadline is not None and time.monotonic() >= deadline:
+        raise RerankTimeoutError("the deadline passed while texts were cleaned")

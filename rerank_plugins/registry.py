@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import atexit
+import contextlib
+import os
 import threading
+import weakref
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING
 
 from rerank_plugins.config import LEXICAL, Backend
 from rerank_plugins.engine import Engine
-from rerank_plugins.errors import ClosedError
+from rerank_plugins.errors import ClosedError, ConfigError
 from rerank_plugins.scorers import open_scorer
 
 if TYPE_CHECKING:
@@ -36,6 +40,7 @@ _ENGINE_SETTINGS = (
 class _Shared:
     engine: Engine
     users: int
+    settings: Hashable
 
 
 class Registry:
@@ -44,20 +49,37 @@ class Registry:
     def __init__(self) -> None:
         self._shared: dict[Hashable, _Shared] = {}
         # A finalizer may release an engine in the middle of another call of the same thread.
-        self._lock = threading.RLock()
+        self.lock = threading.RLock()
 
-    def lease(self, key: Hashable, make: Callable[[], Engine]) -> Engine:
-        """Return the engine of *key*, made by *make* where there is none; owes a `release`."""
-        with self._lock:
+    def after_fork(self) -> None:
+        """Make every engine usable in a child process."""
+        self.lock = threading.RLock()
+        for shared in self._shared.values():
+            shared.engine.after_fork()
+
+    def lease(
+        self, key: Hashable, make: Callable[[], Engine], *, settings: Hashable = None
+    ) -> Engine:
+        """Return the engine of *key*, made by *make* where there is none; owes a `release`.
+
+        Raises:
+            ConfigError: there is one, but of other *settings*.
+        """
+        with self.lock:
             shared = self._shared.get(key)
             if shared is None:
-                shared = self._shared[key] = _Shared(make(), 0)
+                shared = self._shared[key] = _Shared(make(), 0, settings)
+            if shared.settings != settings:
+                raise ConfigError(
+                    "this Scorer is in use by a reranker of other cache_entries, batch_tokens or "
+                    "queue_tokens, and one scorer has one queue"
+                )
             shared.users += 1
             return shared.engine
 
     def release(self, key: Hashable, *, wait: bool = True) -> None:
         """Give a lease back; the last one closes the engine."""
-        with self._lock:
+        with self.lock:
             shared = self._shared[key]
             shared.users -= 1
             if shared.users:
@@ -65,12 +87,26 @@ class Registry:
             del self._shared[key]
         shared.engine.close(wait=wait)
 
+    def close_all(self) -> None:
+        """Close every engine: a thread that dies inside native code takes the process with it."""
+        with self.lock:
+            engines = [shared.engine for shared in self._shared.values()]
+        for engine in engines:
+            engine.close()
+
+    def __contains__(self, key: Hashable) -> bool:
+        return key in self._shared
+
     def __len__(self) -> int:
         return len(self._shared)
 
 
 ENGINES = Registry()
 """The engines of this process."""
+
+atexit.register(ENGINES.close_all)
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=ENGINES.after_fork)
 
 
 class Leases:
@@ -83,8 +119,6 @@ class Leases:
     def __init__(self, config: RerankConfig, own: AnyScorer | None) -> None:
         self._config = config
         self._own = own
-        # A finalizer may release in the middle of another call of the same thread.
-        self._lock = threading.RLock()
         self._held: dict[str, tuple[Hashable, Engine]] = {}
         self._released = False
         self.primary = self.lease(LEXICAL if config.backend is Backend.LEXICAL else config.model)
@@ -95,11 +129,11 @@ class Leases:
         Raises:
             ClosedError: after `release`.
         """
-        with self._lock:
+        with ENGINES.lock:
             self.check_open()
             if model not in self._held:
-                key, make = self._engine_of(model)
-                self._held[model] = key, ENGINES.lease(key, make)
+                key, settings, make = self._engine_of(model)
+                self._held[model] = key, ENGINES.lease(key, make, settings=settings)
             return self._held[model][1]
 
     def check_open(self) -> None:
@@ -109,24 +143,32 @@ class Leases:
 
     def engines(self) -> dict[str, Engine]:
         """Return what is held, the primary first."""
-        with self._lock:
+        with ENGINES.lock:
             return {model: engine for model, (_, engine) in self._held.items()}
 
     def release(self, *, wait: bool = False) -> None:
         """Give every engine back; the last user's release closes it."""
-        with self._lock:
+        with ENGINES.lock:
             self._released = True
             held, self._held = self._held, {}
         for key, _ in held.values():
             ENGINES.release(key, wait=wait)
+        if held and self._own is not None:
+            _remember_given_up(self._own)
 
-    def _engine_of(self, model: str) -> tuple[Hashable, Callable[[], Engine]]:
-        """Return the registry key of the engine that serves *model*, and how to make it."""
+    def _engine_of(self, model: str) -> tuple[Hashable, Hashable, Callable[[], Engine]]:
+        """Return key and settings of the engine that serves *model*, and how to make it."""
         config, own = self._config, self._own
         open_it: Callable[[], AnyScorer]
         key: Hashable
+        settings: Hashable = None
         if own is not None and model == config.model:
             key, open_it = ("own scorer", id(own)), partial(_itself, own)
+            settings = config.cache_entries, config.batch_tokens, config.queue_tokens
+            if key not in ENGINES and _was_given_up(own):
+                raise ConfigError(
+                    f"the Scorer {own.name!r} was closed with its last reranker; open a new one"
+                )
         else:
             if model != config.model:
                 # These two speak of the model that was configured, not of one it routes to.
@@ -143,8 +185,22 @@ class Leases:
             batch_tokens=config.batch_tokens,
             queue_tokens=config.queue_tokens,
         )
-        return key, make
+        return key, settings, make
 
 
 def _itself(own: AnyScorer) -> AnyScorer:
     return own
+
+
+# Scorers that were closed; its old worker may still be inside one, so it must not get another.
+_GIVEN_UP: weakref.WeakValueDictionary[int, AnyScorer] = weakref.WeakValueDictionary()
+
+
+def _remember_given_up(own: AnyScorer) -> None:
+    with contextlib.suppress(TypeError):
+        # Some objects cannot be referred to weakly; those go unchecked.
+        _GIVEN_UP[id(own)] = own
+
+
+def _was_given_up(own: AnyScorer) -> bool:
+    return _GIVEN_UP.get(id(own)) is own

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import threading
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeGuard, TypeVar, overload
 
-from rerank_plugins.cache import Job
 from rerank_plugins.errors import InputError, InputTypeError
+from rerank_plugins.jobs import Job
 
 T = TypeVar("T")
 
@@ -84,14 +85,18 @@ class Group:
     language: str | None = None
 
 
-class Call(NamedTuple):
+@dataclass(slots=True)
+class Call:
     """What a caller asked for, and the wait for it."""
 
-    groups: list[Group]
     job: Job
+    groups: list[Group]
+    pairs: Sequence[object] = ()
 
-    def check_documents(self) -> None:
-        """Read and check what takes time where documents are many: off the event loop, that is."""
+    def prepare(self) -> None:
+        """Read and check what takes time where there is much of it: off the event loop, that is."""
+        if self.pairs:
+            self.groups = _grouped(self.pairs)
         for group in self.groups:
             group.documents = [
                 check_text(document, self.job.where(place))
@@ -128,8 +133,14 @@ def check_timeout(timeout_s: object) -> float | None:
     """Return *timeout_s* if it is None or a number of seconds above 0."""
     if timeout_s is None:
         return None
-    if isinstance(timeout_s, bool) or not isinstance(timeout_s, int | float) or not timeout_s > 0:
-        raise InputError(f"timeout_s must be a number of seconds above 0, got {timeout_s!r}")
+    if (
+        isinstance(timeout_s, bool)
+        or not isinstance(timeout_s, int | float)
+        or not 0 < timeout_s <= threading.TIMEOUT_MAX
+    ):
+        raise InputError(
+            f"timeout_s must be a number of seconds above 0, or None, got {timeout_s!r}"
+        )
     return timeout_s
 
 
@@ -142,16 +153,21 @@ def rank_call(query: object, documents: object) -> Call:
     """Check one query, and that its documents are a sequence."""
     texts = _snapshot(documents)
     group = Group(check_query(query), "query", range(len(texts)), texts)
-    return Call([group], Job(len(texts)))
+    return Call(Job(len(texts)), [group])
 
 
 def score_call(pairs: object) -> Call:
-    """Check pairs, and gather those that share a query."""
+    """Check that there is a sequence of something; `Call.prepare` looks at the pairs."""
     if isinstance(pairs, str | bytes) or not isinstance(pairs, Sequence):
         raise InputTypeError(
             f"pairs must be a sequence of (query, document), got {type(pairs).__name__}"
         )
-    pair: object
+    snapshot = tuple(pairs)
+    return Call(Job(len(snapshot), argument="pairs"), [], snapshot)
+
+
+def _grouped(pairs: Sequence[object]) -> list[Group]:
+    """Gather the pairs that share a query."""
     places: dict[str, list[int]] = {}
     documents: dict[str, list[str]] = {}
     for i, pair in enumerate(pairs):
@@ -160,7 +176,6 @@ def score_call(pairs: object) -> Call:
         query = check_query(pair[0], f"pairs[{i}][0]")
         places.setdefault(query, []).append(i)
         documents.setdefault(query, []).append(pair[1])
-    groups = [
+    return [
         Group(query, f"pairs[{at[0]}][0]", at, documents[query]) for query, at in places.items()
     ]
-    return Call(groups, Job(len(pairs), argument="pairs"))

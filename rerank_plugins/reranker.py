@@ -10,11 +10,11 @@ import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Self, TypeVar, Unpack
 
-from rerank_plugins.cache import CachedPair, Job
 from rerank_plugins.cleaning import Cleaner
 from rerank_plugins.config import EMBEDDED, LEXICAL, Activation, RerankConfig
-from rerank_plugins.engine import Engine, deadline_after
-from rerank_plugins.errors import ConfigError, RerankTimeoutError
+from rerank_plugins.engine import Engine, check_deadline, deadline_after
+from rerank_plugins.errors import ClosedError, ConfigError, RerankTimeoutError
+from rerank_plugins.jobs import CachedPair, Job
 from rerank_plugins.protocols import AnyScorer, Scorer
 from rerank_plugins.ranking import BLANK_LOGIT, activate, select
 from rerank_plugins.registry import Leases
@@ -22,13 +22,14 @@ from rerank_plugins.requests import Call, Group, Keep, check_timeout, rank_call,
 from rerank_plugins.results import RankedDocument, Ranking
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
     from rerank_plugins.config import RerankSettings
     from rerank_plugins.results import EngineStats
 
 _R = TypeVar("_R", bound="Reranker")
+_T = TypeVar("_T")
 
 _FINISH_ON_LOOP = 4096
 """Documents whose ranking is put together on the event loop: some milliseconds' work."""
@@ -73,6 +74,8 @@ class Reranker:
         self._cleaner = Cleaner.from_config(config)
         self._leases = Leases(config, own)
         self._finalizer = weakref.finalize(self, self._leases.release)
+        # At exit the registry closes every engine, and waits for the batches that run.
+        self._finalizer.atexit = False
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.config.model!r})"
@@ -84,6 +87,11 @@ class Reranker:
     def __deepcopy__(self, memo: dict[int, object]) -> Self:
         # A scorer that the user made is shared, never copied: it may hold a model.
         return _rebuild(type(self), self.config, self._own)
+
+    @property
+    def scorer_given(self) -> bool:
+        """Whether it scores with a `Scorer` that the user made, and not with a named model."""
+        return self._own is not None
 
     def rank(
         self,
@@ -99,7 +107,8 @@ class Reranker:
 
         Equal scores keep the input order; blank documents come last. *top_n* keeps that many at
         most (None keeps all); *score_threshold* drops lower scores, but leaves *min_results*.
-        *timeout_s* overrides the setting of that name.
+        *timeout_s* overrides the setting of that name; it cannot interrupt a plugged-in function.
+        No documents give an empty ranking, though the model is opened to say whose.
 
         Raises:
             InputError: an argument that cannot be ranked, by name and index.
@@ -127,10 +136,7 @@ class Reranker:
         """
         keep = Keep.checked(top_n, score_threshold, min_results)
         call = rank_call(query, documents)
-        await self._await(call, timeout_s)
-        if len(call.job.pairs) > _FINISH_ON_LOOP:
-            return await asyncio.to_thread(_ranking, call, keep)
-        return _ranking(call, keep)
+        return await self._await(call, timeout_s, partial(_ranking, call, keep))
 
     def score(
         self, pairs: Sequence[tuple[str, str]], *, timeout_s: float | None = None
@@ -151,12 +157,15 @@ class Reranker:
     ) -> list[float]:
         """Do what `score` does without blocking the event loop."""
         call = score_call(pairs)
-        await self._await(call, timeout_s)
-        return _scores(call)
+        return await self._await(call, timeout_s, partial(_scores, call))
 
     def warmup(self) -> None:
         """Open the model and score one pair, so that the first caller need not wait for either."""
-        self.rank("warm up", ["warm up"])
+        self._leases.check_open()
+        self._cleaner.warm_up()
+        job = Job(1)
+        self._leases.primary.submit(job, "warm up", iter([(0, "warm up")]))
+        job.future.result()
 
     def stats(self) -> dict[str, EngineStats]:
         """Return the counters of each engine behind this reranker, by model name."""
@@ -214,7 +223,8 @@ class Reranker:
         finally:
             call.job.cancel()
 
-    async def _await(self, call: Call, timeout_s: float | None) -> None:
+    async def _await(self, call: Call, timeout_s: float | None, finish: Callable[[], _T]) -> _T:
+        """Submit, await and *finish*; on the loop itself happens only what is short."""
         self._leases.check_open()
         timeout_s = self._timeout(timeout_s)
         deadline = deadline_after(timeout_s)
@@ -222,9 +232,16 @@ class Reranker:
         submit = partial(contextvars.copy_context().run, self._submit, call, deadline)
         try:
             async with asyncio.timeout(timeout_s):
-                # Cleaning and encoding would hold the loop; both let go of it in a thread.
                 await loop.run_in_executor(self._leases.primary.threads, submit)
                 await asyncio.wrap_future(call.job.future)
+                if len(call.job.pairs) <= _FINISH_ON_LOOP:
+                    return finish()
+                try:
+                    threads = self._leases.primary.threads
+                except ClosedError:
+                    # Closed since; the answer is complete all the same.
+                    return finish()
+                return await loop.run_in_executor(threads, finish)
         except TimeoutError:
             raise RerankTimeoutError(f"no answer within timeout_s={timeout_s}") from None
         finally:
@@ -232,7 +249,7 @@ class Reranker:
 
     def _submit(self, call: Call, deadline: float | None) -> None:
         """Clean and route each query with its documents, and hand them to the engine."""
-        call.check_documents()
+        call.prepare()
         for group in call.groups:
             query, scored_language = self._cleaner.query(group.query, group.where)
             engine = self._route(scored_language)
@@ -246,19 +263,23 @@ class Reranker:
             engine.submit(
                 call.job,
                 query.text,
-                self._cleaned(group, call.job),
+                self._cleaned(group, call.job, deadline),
                 salt=self._cleaner.identity,
                 deadline=deadline,
             )
+            if not call.job.waiting:
+                return
 
-    def _cleaned(self, group: Group, job: Job) -> Iterator[tuple[int, str]]:
+    def _cleaned(self, group: Group, job: Job, deadline: float | None) -> Iterator[tuple[int, str]]:
         """Give the places and cleaned texts of what there is to score."""
         for place, document in zip(group.places, group.documents, strict=True):
+            check_deadline(deadline)
             text = self._cleaner.document(document, job.where(place))
             if text.strip():
                 yield place, text
-            elif job.deliver(place, _BLANK):
-                job.succeed()
+            else:
+                job.deliver(place, _BLANK)
+                job.settle()
 
     def _route(self, language: str | None) -> Engine:
         """Return the engine that answers queries in *language*, None where that is unknown."""
@@ -278,7 +299,7 @@ class Reranker:
 
 def _ranking(call: Call, keep: Keep) -> Ranking:
     (group,) = call.groups
-    pairs = _delivered(call.job)
+    pairs = call.job.delivered()
     logits = [pair.logit for pair in pairs]
     scores = activate(logits, group.activation)
     kept = select(logits, scores, **keep._asdict())
@@ -302,17 +323,13 @@ def _ranking(call: Call, keep: Keep) -> Ranking:
 
 
 def _scores(call: Call) -> list[float]:
-    pairs = _delivered(call.job)
+    pairs = call.job.delivered()
     scores = [0.0] * len(pairs)
     for group in call.groups:
         activated = activate([pairs[place].logit for place in group.places], group.activation)
         for place, score in zip(group.places, activated, strict=True):
             scores[place] = float(score)
     return scores
-
-
-def _delivered(job: Job) -> list[CachedPair]:
-    return [pair for pair in job.pairs if pair is not None]
 
 
 def _rebuild(cls: type[_R], config: RerankConfig, own: AnyScorer | None) -> _R:

@@ -40,6 +40,11 @@ class EmbeddedSettings:
     token_weight: float
     bias: float
 
+    def logits(self, found: FloatArray) -> FloatArray:
+        """Weigh (pairs, 2) `similarities`; returns (pairs,)."""
+        weights = np.array([self.window_weight, self.token_weight], dtype=np.float32)
+        return found @ weights + np.float32(self.bias)
+
     @classmethod
     def read(cls, file: Traversable) -> Self:
         """Read the fields from a JSON object; other keys are for people."""
@@ -96,11 +101,9 @@ def plan_passes(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     return passes
 
 
-def match(query: TextFeatures, document: TextFeatures, settings: EmbeddedSettings) -> float:
-    """Return the logit of a pair."""
-    about = float((document.windows @ query.windows[0]).max())
-    exact = match_tokens(query, document)
-    return settings.window_weight * about + settings.token_weight * exact + settings.bias
+def similarities(query: TextFeatures, document: TextFeatures) -> tuple[float, float]:
+    """Return what a pair's logit is made of: the best window's cosine, and the tokens' mean."""
+    return float((document.windows @ query.windows[0]).max()), match_tokens(query, document)
 
 
 def match_tokens(query: TextFeatures, document: TextFeatures) -> float:

@@ -17,8 +17,8 @@ from rerank_plugins.models.embedded_model import (
     EmbeddedSettings,
     TextFeatures,
     TokenIds,
-    match,
     plan_passes,
+    similarities,
     split_windows,
 )
 from rerank_plugins.scorers.runtime import first_line, import_onnxruntime, session_options
@@ -145,6 +145,10 @@ class EmbeddedScorer:
         Raises:
             ScoringError: onnxruntime failed.
         """
+        return self._settings.logits(self.similarities(pairs))
+
+    def similarities(self, pairs: Sequence[EmbeddedPair]) -> NDArray[np.float32]:
+        """Return (pairs, 2): what the logits are a weighted sum of."""
         # A query is one window, whatever its length: it is compared as a whole.
         queries = self._features([pair.query for pair in pairs], self._queries, None)
         documents = self._features(
@@ -153,9 +157,9 @@ class EmbeddedScorer:
             self._settings.window_length - SPECIAL_TOKENS,
         )
         return np.array(
-            [match(queries[p.query], documents[p.document], self._settings) for p in pairs],
+            [similarities(queries[pair.query], documents[pair.document]) for pair in pairs],
             dtype=np.float32,
-        )
+        ).reshape(len(pairs), 2)
 
     def close(self) -> None:
         """Let go of the session and the kept features."""

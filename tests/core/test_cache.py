@@ -5,7 +5,8 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rerank_plugins.cache import Job, PairCache, pair_key
+from rerank_plugins.cache import PairCache, pair_key
+from rerank_plugins.jobs import Job
 
 texts = st.binary(max_size=12)
 

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import os
+import subprocess
+import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +16,8 @@ import pytest
 
 from rerank_plugins import (
     ClosedError,
+    ConfigError,
+    InputError,
     QueueFullError,
     Reranker,
     RerankTimeoutError,
@@ -323,3 +329,248 @@ async def test_the_async_context_manager_closes(no_leaks: None) -> None:
     async with Reranker(scorer) as reranker:
         assert await reranker.ascore([("a", "a"), ("a", "")]) == [pytest.approx(0.731, abs=1e-3), 0]
     assert scorer.closed
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_forked_process_ranks_with_the_rerankers_of_its_parent(open_reranker: Opener) -> None:
+    reranker, _scorer = open_reranker()
+    reranker.rank("a", ["a", "b"])
+
+    child = os.fork()
+    if child == 0:
+        # Whatever happens, the child must not go on as a second test run.
+        status = 1
+        with contextlib.suppress(BaseException):
+            found = reranker.rank("a b", ["a", "a b"], timeout_s=20)
+            also = asyncio.run(reranker.arank("b", ["a b", "a"], timeout_s=20))
+            status = 0 if (found[0].index, also[0].index) == (1, 0) else 2
+        os._exit(status)
+
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert reranker.rank("a", ["a"])[0].cached
+
+
+def test_a_streaming_request_that_fails_wakes_from_waiting_for_room(
+    open_reranker: Opener,
+) -> None:
+    scorer = FakeScorer(poison="bad", delay_s=0.005, batch_tokens=64)
+    reranker, _ = open_reranker(scorer, queue_tokens=100, cache_entries=0)
+    documents = [f"d{i} x y z" for i in range(400)]
+    documents[5] = "bad d x y"
+
+    with pytest.raises(ScoringError, match=r"documents\[5\]"):
+        reranker.rank("q", documents, timeout_s=60)
+    # Whatever else it queued is dropped before the next request is scored.
+    assert len(reranker.rank("q", ["after"], timeout_s=20)) == 1
+    assert reranker.stats()["fake"].tokens_waiting == 0
+
+
+def test_many_queries_of_one_call_do_not_fill_the_queue_for_themselves(
+    open_reranker: Opener,
+) -> None:
+    reranker, _ = open_reranker(queue_tokens=50, activation="logit")
+
+    scores = reranker.score([(f"q{i}", f"q{i} x y z") for i in range(300)])
+
+    assert scores == [1.0] * 300
+    assert reranker.stats()["fake"].requests == 1
+
+
+@pytest.mark.parametrize(
+    "error", [KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError]
+)
+def test_the_worker_outlives_whatever_a_scorer_raises(
+    open_reranker: Opener, error: type[BaseException]
+) -> None:
+    class Rude(FakeScorer):
+        def forward(self, pairs: Any) -> list[float]:
+            if any(pair.document == "rude" for pair in pairs):
+                raise error
+            return super().forward(pairs)
+
+    reranker, _ = open_reranker(Rude())
+
+    with pytest.raises(ScoringError, match=error.__name__):
+        reranker.rank("q", ["a", "rude"], timeout_s=20)
+    assert len(reranker.rank("q", ["a", "b"], timeout_s=20)) == 2
+
+
+def test_a_pair_that_breaks_late_fails_its_own_request(open_reranker: Opener) -> None:
+    class Late(FakeScorer):
+        def encode(self, query: str, documents: Any) -> Any:
+            return [
+                BrokenPair() if d == "late" else p
+                for d, p in zip(documents, super().encode(query, documents), strict=True)
+            ]
+
+    class BrokenPair:
+        tokens = 1
+
+        @property
+        def truncated(self) -> bool:
+            raise OSError("gone")
+
+    reranker, _ = open_reranker(Late())
+
+    with pytest.raises(ScoringError, match=r"could not encode documents\[1\]: OSError: gone"):
+        reranker.rank("q", ["a", "late"], timeout_s=20)
+    assert len(reranker.rank("q", ["a"], timeout_s=20)) == 1
+
+
+def test_a_thread_that_cannot_start_fails_the_call_and_not_the_next(
+    open_reranker: Opener, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    reranker, _ = open_reranker()
+    start = threading.Thread.start
+
+    def refuse(thread: threading.Thread) -> None:
+        raise RuntimeError("can't start new thread")
+
+    monkeypatch.setattr(threading.Thread, "start", refuse)
+    with pytest.raises(RuntimeError, match="can't start new thread"):
+        reranker.rank("q", ["a", "b"], timeout_s=20)
+    monkeypatch.setattr(threading.Thread, "start", start)
+
+    assert len(reranker.rank("q", ["a", "b"], timeout_s=20)) == 2
+    assert reranker.stats()["fake"].tokens_waiting == 0
+
+
+def test_a_request_that_has_failed_is_not_scored_to_its_end(open_reranker: Opener) -> None:
+    passes = []
+
+    class Broken(FakeScorer):
+        def forward(self, pairs: Any) -> list[float]:
+            passes.append(len(pairs))
+            raise RuntimeError("the device is gone")
+
+    reranker, _ = open_reranker(Broken())
+
+    with pytest.raises(ScoringError, match="the device is gone") as failed:
+        reranker.rank("q", [f"d{i}" for i in range(512)], timeout_s=20)
+    assert len(reranker.stats()) == 1
+    # Halved down to the first pair; what is left has nobody who waits for it.
+    assert len(passes) <= 20
+    cause = failed.value.__cause__
+    assert isinstance(cause, RuntimeError)
+    assert cause.__context__ is None
+
+
+def test_an_answer_that_fits_no_batch_blames_no_pair(open_reranker: Opener) -> None:
+    calls = []
+
+    class Short(FakeScorer):
+        def forward(self, pairs: Any) -> list[float]:
+            calls.append(len(pairs))
+            return super().forward(pairs)[1:]
+
+    reranker, _ = open_reranker(Short())
+
+    with pytest.raises(ScoringError, match=r"shape \(63,\) for 64 pairs"):
+        reranker.rank("q", [f"d{i}" for i in range(64)], timeout_s=20)
+    assert len(calls) == 1
+
+
+def test_the_deadline_ends_slow_cleaning_too(open_reranker: Opener) -> None:
+    seen = []
+
+    def slow(text: str, language: str | None, role: str) -> str:
+        seen.append(text)
+        time.sleep(0.01)
+        return text
+
+    reranker, _scorer = open_reranker(text_hook=slow)
+
+    with pytest.raises(RerankTimeoutError):
+        reranker.rank("q", [f"d{i}" for i in range(1000)], timeout_s=0.1)
+    assert len(seen) < 900
+
+
+async def test_a_cancelled_call_stops_between_its_queries(open_reranker: Opener) -> None:
+    hooked = threading.Event()
+    cancelled = threading.Event()
+    seen = []
+
+    def hook(text: str, language: str | None, role: str) -> str:
+        if role == "query":
+            seen.append(text)
+            hooked.set()
+            assert cancelled.wait(20)
+        return text
+
+    reranker, _ = open_reranker(text_hook=hook)
+    task = asyncio.create_task(reranker.ascore([(f"q{i}", "d") for i in range(100)]))
+    await _until(hooked.is_set)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    cancelled.set()
+
+    await reranker.arank("last", ["d"])
+    assert len(seen) < 5
+
+
+def test_one_scorer_has_one_queue_and_one_life(no_leaks: None) -> None:
+    scorer = FakeScorer()
+    with Reranker(scorer), pytest.raises(ConfigError, match="one scorer has one queue"):
+        Reranker(scorer, cache_entries=3)
+
+    with pytest.raises(ConfigError, match="closed with its last reranker"):
+        Reranker(scorer)
+
+
+def test_a_scorer_that_fails_to_close_is_logged_and_nothing_else(
+    no_leaks: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Sticky(FakeScorer):
+        def close(self) -> None:
+            raise OSError("stuck")
+
+    for use in (False, True):
+        reranker = Reranker(Sticky())
+        if use:
+            reranker.rank("q", ["a"])
+        else:
+            reranker._leases.primary.scorer()
+        reranker.close()
+
+    assert caplog.text.count("closing the scorer fake failed") == 2
+
+
+@pytest.mark.parametrize("value", [float("inf"), 1e300])
+def test_a_deadline_beyond_any_clock_is_refused(open_reranker: Opener, value: float) -> None:
+    reranker, _ = open_reranker()
+
+    with pytest.raises(InputError, match="timeout_s"):
+        reranker.rank("q", ["a"], timeout_s=value)
+    with pytest.raises(ConfigError, match="timeout_s"):
+        Reranker("lexical", timeout_s=value)
+
+
+EXITS = {
+    "a task under way": "async def main():\n"
+    "    asyncio.create_task(reranker.arank('q', documents))\n"
+    "    await asyncio.sleep(0.3)\n"
+    "asyncio.run(main())",
+    "a thread under way": "threading.Thread(\n"
+    "    target=reranker.rank, args=('q', documents), daemon=True).start()\n"
+    "time.sleep(0.3)",
+}
+
+
+@pytest.mark.parametrize("name", EXITS)
+def test_a_program_that_ends_without_closing_ends_well(name: str) -> None:
+    program = f"""
+import asyncio, threading, time
+from rerank_plugins import Reranker
+from rerank_plugins.testing import FakeScorer
+
+reranker = Reranker(FakeScorer(delay_s=0.05, batch_tokens=64))
+documents = [f"document {{i}}" for i in range(2000)]
+{EXITS[name]}
+"""
+    answer = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert answer.returncode == 0, answer.stderr
