@@ -18,6 +18,9 @@ EMBEDDED = "embedded"
 LEXICAL = "lexical"
 """Word overlap weighted by background frequencies: any language, no model."""
 
+LONGEST_TIMEOUT_S = 4_000_000
+"""Longest wait in seconds, 46 days: what the locks of every platform can wait for."""
+
 ENV_PREFIX = "RERANK_PLUGINS_"
 
 FUNCTION_SETTINGS = frozenset({"normalizer", "language_detector", "text_hook"})
@@ -110,7 +113,10 @@ class Settings(BaseModel):
         default=4_000_000, ge=1, description="tokens that may wait before QueueFullError"
     )
     timeout_s: float | None = Field(
-        default=None, gt=0, description="seconds a request may take; None is no limit"
+        default=None,
+        gt=0,
+        le=LONGEST_TIMEOUT_S,
+        description="seconds a request may take; None is no limit",
     )
     revision: str | None = Field(default=None, description="branch, tag or commit on the hub")
     local_files_only: bool = Field(default=False, description="never ask the hub")
