@@ -74,6 +74,11 @@ class Reranker:
         self._leases = Leases(config, own)
         self._finalizer = weakref.finalize(self, self._leases.release)
 
+    @property
+    def scorer_given(self) -> bool:
+        """Whether it scores with a `Scorer` that the user made."""
+        return self._own is not None
+
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.config.model!r})"
 

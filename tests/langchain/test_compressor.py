@@ -6,6 +6,7 @@ import copy
 import json
 import math
 import pickle
+import threading
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -130,6 +131,29 @@ async def test_an_upstream_score_becomes_the_retrieval_score(
     }
 
 
+@pytest.mark.parametrize("score", [math.nan, math.inf])
+async def test_an_upstream_score_that_strict_json_cannot_hold_is_left_out(
+    faked: Faked, compress: Compress, score: float
+) -> None:
+    document = Document("red", metadata={"relevance_score": score})
+
+    (kept,) = await compress(RerankCompressor(reranker=faked()), [document])
+
+    assert "retrieval_score" not in kept.metadata
+    json.dumps(kept.metadata, allow_nan=False)
+
+
+async def test_metadata_that_cannot_be_copied_is_shared(faked: Faked, compress: Compress) -> None:
+    lock, tags = threading.Lock(), ["x"]
+    document = Document("red", metadata={"lock": lock, "tags": tags})
+
+    (kept,) = await compress(RerankCompressor(reranker=faked()), [document])
+
+    assert kept.metadata["lock"] is lock
+    assert kept.metadata["tags"] is tags
+    assert document.metadata == {"lock": lock, "tags": tags}
+
+
 async def test_a_second_reranking_keeps_the_retrievers_score(
     faked: Faked, compress: Compress
 ) -> None:
@@ -229,6 +253,39 @@ async def test_content_that_is_no_text_is_refused_by_index(
 
     with pytest.raises(InputTypeError, match=r"documents\[1\] must be str, got NoneType"):
         await compress(RerankCompressor(reranker=faked()), documents)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["a", "b"], r"documents\[0\] must be a Document, got str"),
+        ([Document("a"), {"page_content": "b"}], r"documents\[1\] must be a Document, got dict"),
+        (None, "documents must be a sequence of Document, got NoneType"),
+    ],
+)
+async def test_what_is_no_document_is_refused_by_index(
+    faked: Faked, compress: Compress, given: Any, message: str
+) -> None:
+    with pytest.raises(InputTypeError, match=message):
+        await compress(RerankCompressor(reranker=faked()), given)
+
+
+@pytest.mark.parametrize(
+    "text_fn",
+    [
+        lambda document: document.page_content.split(maxsplit=1)[0],
+        lambda document: next(iter(document.page_content.split())),
+        lambda document: {"red": "red"}[document.page_content],
+    ],
+    ids=["IndexError", "StopIteration", "KeyError"],
+)
+async def test_a_text_fn_that_fails_is_an_error_that_names_the_document(
+    faked: Faked, compress: Compress, request: pytest.FixtureRequest, text_fn: Any
+) -> None:
+    compressor = RerankCompressor(reranker=faked(), text_fn=text_fn)
+
+    with pytest.raises(ScoringError, match=r"documents\[1\] could not be read: \w+(Error|ation)"):
+        await compress(compressor, [Document("red"), Document("")])
 
 
 async def test_duplicates_are_scored_once_and_all_returned(

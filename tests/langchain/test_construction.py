@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import subprocess
 import sys
@@ -15,7 +16,7 @@ from langchain_core.retrievers import BaseRetriever
 from langchain_core.runnables import ConfigurableField
 from pydantic import ValidationError
 
-from rerank_plugins import Activation, Backend, Reranker, langchain
+from rerank_plugins import Activation, Backend, ConfigError, Reranker, langchain
 from rerank_plugins.langchain import RerankCompressor, RerankCrossEncoder, RerankRetriever
 from rerank_plugins.registry import ENGINES
 from rerank_plugins.testing import FakeScorer
@@ -72,7 +73,7 @@ def test_the_module_names_its_doors() -> None:
 def test_settings_go_to_the_reranker_by_their_names(make: Callable[..., Any]) -> None:
     door = make(model="lexical", activation="logit", cache_entries=5, normalizer=shout)
 
-    config = door.opened().config
+    config = door._open().config
     assert (config.model, config.backend, config.cache_entries) == ("lexical", Backend.AUTO, 5)
     assert (config.activation, config.normalizer) == (Activation.LOGIT, shout)
 
@@ -92,6 +93,26 @@ def test_a_wrong_setting_is_refused_by_name(
 ) -> None:
     with pytest.raises(ValidationError, match=message):
         make(**settings)
+
+
+@pytest.mark.parametrize("make", DOORS[:2])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("score_threshold", math.nan),
+        ("score_threshold", math.inf),
+        ("score_threshold", True),
+        ("top_n", True),
+        ("top_n", "3"),
+        ("min_results", True),
+        ("timeout_s", math.inf),
+    ],
+)
+def test_a_value_that_no_call_would_take_is_refused_when_the_door_is_made(
+    make: Callable[..., Any], name: str, value: object
+) -> None:
+    with pytest.raises(ValidationError, match=f"{name}\n"):
+        make(**{name: value})
 
 
 @pytest.mark.parametrize("name", ["top_n", "score_threshold", "min_results"])
@@ -142,6 +163,60 @@ def test_a_setting_assigned_later_is_the_one_used(opened_by_name: list[FakeScore
     assert asked == {"a Fox", "the red fox", "A FOX", "THE RED FOX"}
 
 
+@every_door
+def test_a_reranker_assigned_later_lets_the_old_engine_go(
+    faked: Faked, make: Callable[..., Any]
+) -> None:
+    before = len(ENGINES)
+    door = make()
+    opened = len(ENGINES)
+    reranker = faked()
+
+    door.reranker = reranker
+
+    assert door._open() is reranker
+    assert (opened - before, len(ENGINES) - before) == (1, 1)
+
+
+@every_door
+def test_a_reranker_assigned_beside_settings_is_refused_at_the_next_call(
+    faked: Faked, make: Callable[..., Any]
+) -> None:
+    door, reranker = make(model="lexical"), faked()
+
+    door.reranker = reranker
+    with pytest.raises(ConfigError, match=r"reranker= has its own settings; leave out model$"):
+        door._open()
+
+    door.model = "embedded"
+    assert door._open() is reranker
+    door.timeout_s = 3
+    with pytest.raises(ConfigError, match="leave out timeout_s"):
+        door._open()
+
+
+@every_door
+def test_a_reranker_of_equal_settings_sees_what_is_behind_a_door(
+    opened_by_name: list[FakeScorer], make: Callable[..., Any]
+) -> None:
+    door = make(model="lexical")
+    with Reranker("lexical") as reranker:
+        door._open().score([("red fox", "a fox")])
+        assert reranker.stats()["lexical"].pairs_scored == 1
+    # The one closes, the other goes on.
+    assert door._open().score([("red fox", "a fox")])
+
+
+@every_door
+def test_a_door_has_a_json_schema_of_its_settings(make: Callable[..., Any]) -> None:
+    door = type(make())
+
+    properties = door.model_json_schema()["properties"]
+
+    assert properties.keys() >= {"model", "timeout_s"}
+    assert not properties.keys() & {"reranker", "text_fn", "text_hook", "base_retriever"}
+
+
 def test_short_lived_copies_do_not_load_the_model_again(opened_by_name: list[FakeScorer]) -> None:
     """LangChain makes a new retriever for each call with configured fields."""
     configurable = retriever(model="lexical").configurable_fields(
@@ -174,8 +249,8 @@ def test_plugged_in_functions_survive_normal_use(
     door = make(model="lexical", normalizer=plugin, text_hook=lambda text, *_: text.strip())
 
     for twin in (door, door.model_copy(), copy.copy(door)):
-        assert twin.opened().config.normalizer is plugin
-        assert twin.opened().score([("red fox", " a Fox ")])
+        assert twin._open().config.normalizer is plugin
+        assert twin._open().score([("red fox", " a Fox ")])
     assert list(opened_by_name[0].pairs_scored) == [("red fox", "a red fox fox")]
 
 
@@ -186,10 +261,10 @@ def test_a_deep_copy_shares_the_reranker(faked: Faked, make: Callable[..., Any])
 
     for twin in (copy.deepcopy(door), door.model_copy(deep=True)):
         assert twin is not door
-        assert twin.opened() is reranker
+        assert twin._open() is reranker
 
     by_name = make(model="lexical")
-    assert copy.deepcopy(by_name).opened() is by_name.opened()
+    assert copy.deepcopy(by_name)._open() is by_name._open()
 
 
 @every_door
@@ -197,17 +272,15 @@ def test_a_pickle_holds_settings_and_no_engine(
     opened_by_name: list[FakeScorer], make: Callable[..., Any]
 ) -> None:
     door = make(model="lexical", normalizer=shout)
-    door.opened().score([("red fox", "a fox")])
+    door._open().score([("red fox", "a fox")])
 
     pickled = pickle.dumps(door)
     twin = pickle.loads(pickled)
 
     assert len(pickled) < 5_000
     assert b"FakeScorer" not in pickled
-    assert twin.opened().config == door.opened().config
-    assert twin.opened().score([("red fox", "a fox")]) == door.opened().score(
-        [("red fox", "a fox")]
-    )
+    assert twin._open().config == door._open().config
+    assert twin._open().score([("red fox", "a fox")]) == door._open().score([("red fox", "a fox")])
     assert len(opened_by_name) == 1
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import threading
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from llama_index.core.schema import (
     TextNode,
 )
 
-from rerank_plugins.errors import InputError, ScoringError
+from rerank_plugins.errors import InputError, InputTypeError, ScoringError
 from rerank_plugins.llama_index import RerankPostprocessor
 from rerank_plugins.ranking import BLANK_LOGIT
 from rerank_plugins.testing import FakeScorer
@@ -154,13 +155,52 @@ async def test_what_was_given_stays_as_it_was(run: Run, door: Door, nodes: Any, 
     before = copy.deepcopy(nodes)
     ranked = await run(door(), nodes, query_str=query)
     for each in ranked:
-        each.metadata["tags"].append("edited")
+        each.metadata["page"] = each.metadata["mine"] = "edited"
         each.node.excluded_embed_metadata_keys.append("edited")
         each.node.excluded_llm_metadata_keys.append("edited")
         each.node.relationships[NodeRelationship.SOURCE] = RelatedNodeInfo(node_id="edited")
         each.node.text = "edited"
         each.score = -1.0
     assert [each.to_dict() for each in nodes] == [each.to_dict() for each in before]
+
+
+async def test_metadata_that_cannot_be_copied_is_shared(run: Run, door: Door) -> None:
+    lock, tags = threading.Lock(), ["fruit"]
+    node = TextNode(text="apple", metadata={"lock": lock, "tags": tags})
+
+    (ranked,) = await run(door(), [NodeWithScore(node=node)], query_str="apple")
+
+    assert ranked.metadata["lock"] is lock
+    assert ranked.metadata["tags"] is tags
+    assert node.metadata == {"lock": lock, "tags": tags}
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), np.float32("nan")])
+async def test_a_score_that_strict_json_cannot_hold_is_left_out(
+    run: Run, door: Door, nodes: Any, query: str, score: float
+) -> None:
+    nodes[2].score = score
+    (ranked,) = await run(door(top_n=1), nodes, query_str=query)
+    assert "retrieval_score" not in ranked.metadata
+    json.dumps(ranked.metadata, allow_nan=False)
+
+
+async def test_a_retrieval_score_that_was_there_is_kept_and_hidden(
+    run: Run, door: Door, nodes: Any, query: str
+) -> None:
+    """LlamaIndex's own reranker leaves one, and its own score as the node's."""
+    nodes[2].node.metadata["retrieval_score"] = 0.125
+    (ranked,) = await run(door(top_n=1), nodes, query_str=query)
+    assert ranked.metadata["retrieval_score"] == 0.125
+    assert "retrieval_score" not in ranked.get_content(MetadataMode.LLM)
+
+
+async def test_a_key_of_the_users_does_not_cost_the_retrievers_score(
+    run: Run, door: Door, nodes: Any, query: str
+) -> None:
+    nodes[2].node.metadata["reranked_by"] = "hand"
+    (ranked,) = await run(door(top_n=1), nodes, query_str=query)
+    assert ranked.metadata["retrieval_score"] == nodes[2].score
 
 
 async def test_neither_prompts_nor_embeddings_see_our_keys(
@@ -182,7 +222,7 @@ async def test_reranking_the_outcome_again_changes_nothing(
     twice = await run(post, once, query_str=query)
     assert [each.to_dict() for each in twice] == [each.to_dict() for each in once]
     assert scorer.pairs_scored.total() == len(nodes)
-    (stats,) = post.opened().stats().values()
+    (stats,) = post._open().stats().values()
     assert stats.cache_hits == len(nodes)
 
 
@@ -227,6 +267,33 @@ async def test_nodes_of_every_kind(run: Run, door: Door, kind: str) -> None:
     ranked = await run(door(), given, query_str="red apple")
     assert [each.node_id for each in ranked] == [given[i].node_id for i in (2, 1, 0)]
     assert all(type(each.node) is type(given[0].node) for each in ranked)
+
+
+async def test_any_iterable_of_nodes_will_do(run: Run, door: Door, nodes: Any, query: str) -> None:
+    assert _ids(await run(door(), (each for each in nodes), query_str=query)) == [
+        *("n2", "n3", "n1", "n0")
+    ]
+    assert _ids(await run(door(), tuple(nodes), query_str=query)) == ["n2", "n3", "n1", "n0"]
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            [NodeWithScore(node=TextNode(text="a")), TextNode(text="b")],
+            r"nodes\[1\] .*, got TextNode",
+        ),
+        ([{"node": "a"}], r"nodes\[0\] must be a NodeWithScore, got dict"),
+        ("abc", r"nodes\[0\] must be a NodeWithScore, got str"),
+        (None, r"nodes must be a sequence of NodeWithScore, got NoneType"),
+    ],
+)
+async def test_what_is_no_node_is_refused_by_index(
+    run: Run, door: Door, recorder: Any, given: Any, message: str
+) -> None:
+    with pytest.raises(InputTypeError, match=message):
+        await run(door(), given, query_str="apple")
+    assert "ReRankStartEvent" not in recorder.events.names()
 
 
 async def test_nodes_without_text_rank_last(run: Run, door: Door) -> None:
