@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from numbers import Real
 from typing import TYPE_CHECKING, Any, Self, TypeVar
 
@@ -14,7 +15,7 @@ from rerank_plugins.errors import ConfigError, InputTypeError
 from rerank_plugins.reranker import Reranker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from rerank_plugins.results import Ranking
 
@@ -123,20 +124,18 @@ class Door(ScoringDoor):
         )
 
 
-def listed(items: Iterable[object], kind: type[T], argument: str) -> list[T]:
-    """Return *items* as a list of their own.
+def check_items(items: object, kind: type[T], argument: str) -> list[T]:
+    """Return *items*, which may be a generator, as a list.
 
     Raises:
-        InputTypeError: one is no *kind*, by its index; or *argument* is nothing to go through.
+        InputTypeError: one is no *kind*, by its index; or *items* cannot be gone through.
     """
-    try:
-        given = list(items)
-    except TypeError:
+    if not isinstance(items, Iterable):
         raise InputTypeError(
             f"{argument} must be a sequence of {kind.__name__}, got {type(items).__name__}"
-        ) from None
+        )
     found = []
-    for i, item in enumerate(given):
+    for i, item in enumerate(items):
         if not isinstance(item, kind):
             raise InputTypeError(
                 f"{argument}[{i}] must be a {kind.__name__}, got {type(item).__name__}"

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema  # noqa: TC002  pydantic reads it
 
-from rerank_plugins.doors import RELEVANCE_SCORE, Door, ScoringDoor, listed, scored_metadata
+from rerank_plugins.doors import RELEVANCE_SCORE, Door, ScoringDoor, check_items, scored_metadata
 from rerank_plugins.errors import MissingExtraError
 from rerank_plugins.requests import DeferredTexts
 
@@ -55,7 +55,7 @@ class _DocumentDoor(Door):
     def _rerank(
         self, given: Iterable[Document], query: str, callbacks: Callbacks, top_n: int | None
     ) -> list[Document]:
-        documents = listed(given, Document, "documents")
+        documents = check_items(given, Document, "documents")
         # A filter may leave nothing; no model is loaded to rank that.
         if not documents:
             return []
@@ -68,7 +68,7 @@ class _DocumentDoor(Door):
     async def _arerank(
         self, given: Iterable[Document], query: str, callbacks: Callbacks, top_n: int | None
     ) -> list[Document]:
-        documents = listed(given, Document, "documents")
+        documents = check_items(given, Document, "documents")
         if not documents:
             return []
         async with _atraced(query, callbacks) as run:

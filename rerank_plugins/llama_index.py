@@ -14,7 +14,7 @@ from rerank_plugins.doors import (
     RERANKED_BY,
     RETRIEVAL_SCORE,
     Door,
-    listed,
+    check_items,
     scored_metadata,
 )
 from rerank_plugins.errors import ConfigError, MissingExtraError
@@ -93,7 +93,7 @@ class RerankPostprocessor(Door, BaseNodePostprocessor):
         data = super().to_dict(**kwargs)
         if self.reranker is None:
             return data
-        theirs = self.reranker.config
+        theirs = self._open().config
         if self.reranker.scorer_given and "model" in data:
             raise ConfigError(
                 f"model: the scorer {theirs.model!r} is an object of yours, which a dump cannot "
@@ -140,7 +140,7 @@ class RerankPostprocessor(Door, BaseNodePostprocessor):
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
         query = _required(query_bundle)
-        nodes = listed(nodes, NodeWithScore, "nodes")
+        nodes = check_items(nodes, NodeWithScore, "nodes")
         if not nodes:
             return []
         with self._announced(nodes, query) as kept:
@@ -154,7 +154,7 @@ class RerankPostprocessor(Door, BaseNodePostprocessor):
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
         query = _required(query_bundle)
-        nodes = listed(nodes, NodeWithScore, "nodes")
+        nodes = check_items(nodes, NodeWithScore, "nodes")
         if not nodes:
             return []
         with self._announced(nodes, query) as kept:

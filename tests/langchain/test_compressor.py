@@ -20,7 +20,7 @@ from rerank_plugins.langchain import RerankCompressor
 from rerank_plugins.testing import FakeScorer
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     Compress = Callable[..., Awaitable[Sequence[Document]]]
     Faked = Callable[..., Reranker]
@@ -268,6 +268,18 @@ async def test_what_is_no_document_is_refused_by_index(
 ) -> None:
     with pytest.raises(InputTypeError, match=message):
         await compress(RerankCompressor(reranker=faked()), given)
+
+
+def fails_midway() -> Iterator[Document]:
+    yield Document("red")
+    raise TypeError("the source broke off")
+
+
+async def test_a_source_of_documents_fails_with_its_own_error(
+    faked: Faked, compress: Compress
+) -> None:
+    with pytest.raises(TypeError, match="the source broke off"):
+        await compress(RerankCompressor(reranker=faked()), fails_midway())
 
 
 @pytest.mark.parametrize(

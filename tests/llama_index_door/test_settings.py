@@ -151,6 +151,14 @@ def test_a_reranker_and_settings_of_its_own_are_an_error() -> None:
         RerankPostprocessor(reranker=reranker, timeout_s=1.0)
 
 
+def test_settings_that_contradict_a_reranker_are_not_dumped() -> None:
+    with Reranker("lexical") as reranker:
+        post = RerankPostprocessor(timeout_s=1.0)
+        post.reranker = reranker
+        with pytest.raises(ConfigError, match="leave out timeout_s"):
+            post.to_dict()
+
+
 def test_a_setting_can_be_assigned_after_the_first_use() -> None:
     post = RerankPostprocessor(model="lexical")
     before = post._open()
