@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any, Literal, Self, TypedDict
@@ -18,6 +17,9 @@ EMBEDDED = "embedded"
 
 LEXICAL = "lexical"
 """Word overlap weighted by background frequencies: any language, no model."""
+
+LONGEST_TIMEOUT_S = 4_000_000
+"""Longest wait in seconds, 46 days: what the locks of every platform can wait for."""
 
 ENV_PREFIX = "RERANK_PLUGINS_"
 
@@ -113,7 +115,7 @@ class Settings(BaseModel):
     timeout_s: float | None = Field(
         default=None,
         gt=0,
-        le=threading.TIMEOUT_MAX,
+        le=LONGEST_TIMEOUT_S,
         description="seconds a request may take; None is no limit",
     )
     revision: str | None = Field(default=None, description="branch, tag or commit on the hub")

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Self
+import math
+from collections.abc import Iterable
+from numbers import Real
+from typing import TYPE_CHECKING, Any, Self, TypeVar
 
 from pydantic import Field, PrivateAttr, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
 from rerank_plugins.config import RerankConfig, Settings
+from rerank_plugins.errors import ConfigError, InputTypeError
 from rerank_plugins.reranker import Reranker
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping, Sequence
+
+    from rerank_plugins.results import Ranking
+
+T = TypeVar("T")
 
 RELEVANCE_SCORE = "relevance_score"
 """Metadata key of the reranker's score: a Python float, higher is better."""
@@ -29,13 +38,22 @@ class ScoringDoor(Settings):
     Doors of equal settings share one engine, whose model is loaded at first use.
     """
 
-    reranker: Reranker | None = Field(default=None, exclude=True, repr=False)
+    reranker: SkipJsonSchema[Reranker] | None = Field(default=None, exclude=True, repr=False)
 
     _opened: Reranker | None = PrivateAttr(default=None)
 
-    def opened(self) -> Reranker:
-        """Return the reranker behind this door, opening one of its settings if need be."""
+    def _open(self) -> Reranker:
+        """Return the reranker behind this door, opening one of its settings if need be.
+
+        Raises:
+            ConfigError: both a reranker and settings were given, or assigned since.
+        """
         if self.reranker is not None:
+            # By value: copies made through the constructor name every field.
+            extra = [name for name in RerankConfig.model_fields if not self._is_default(name)]
+            if extra:
+                raise ConfigError(f"reranker= has its own settings; leave out {', '.join(extra)}")
+            self._opened = None
             return self.reranker
         config = RerankConfig(**self._settings())
         # Fields may be assigned after the first use; equal settings share one engine anyway.
@@ -52,13 +70,9 @@ class ScoringDoor(Settings):
 
     @model_validator(mode="after")
     def _open_from_one_source(self) -> Self:
-        # By value: copies made through the constructor name every field.
-        extra = [name for name in RerankConfig.model_fields if not self._is_default(name)]
-        if self.reranker is not None and extra:
-            raise ValueError(f"reranker= has its own settings; leave out {', '.join(extra)}")
         # Held from now on, though nothing is loaded yet: short-lived copies of this door, such as
         # the frameworks make for each request, would otherwise load the model again each time.
-        self.opened()
+        self._open()
         return self
 
     def __deepcopy__(self, memo: dict[int, Any] | None = None) -> Self:
@@ -83,5 +97,63 @@ class ScoringDoor(Settings):
 class Door(ScoringDoor):
     """A door whose answers are rankings: which documents are kept, besides `ScoringDoor`."""
 
-    score_threshold: float | None = Field(default=None, description="lowest score that is kept")
-    min_results: int = Field(default=0, ge=0, description="results kept whatever the threshold")
+    # Strict, as `Reranker.rank` is: True is no number of documents.
+    score_threshold: float | None = Field(
+        default=None, strict=True, allow_inf_nan=False, description="lowest score that is kept"
+    )
+    min_results: int = Field(
+        default=0, ge=0, strict=True, description="results kept whatever the threshold"
+    )
+
+    def _rank(self, query: str, texts: Sequence[str], top_n: int | None) -> Ranking:
+        return self._open().rank(
+            query,
+            texts,
+            top_n=top_n,
+            score_threshold=self.score_threshold,
+            min_results=self.min_results,
+        )
+
+    async def _arank(self, query: str, texts: Sequence[str], top_n: int | None) -> Ranking:
+        return await self._open().arank(
+            query,
+            texts,
+            top_n=top_n,
+            score_threshold=self.score_threshold,
+            min_results=self.min_results,
+        )
+
+
+def check_items(items: object, kind: type[T], argument: str) -> list[T]:
+    """Return *items*, which may be a generator, as a list.
+
+    Raises:
+        InputTypeError: one is no *kind*, by its index; or *items* cannot be gone through.
+    """
+    if not isinstance(items, Iterable):
+        raise InputTypeError(
+            f"{argument} must be a sequence of {kind.__name__}, got {type(items).__name__}"
+        )
+    found = []
+    for i, item in enumerate(items):
+        if not isinstance(item, kind):
+            raise InputTypeError(
+                f"{argument}[{i}] must be a {kind.__name__}, got {type(item).__name__}"
+            )
+        found.append(item)
+    return found
+
+
+def scored_metadata(
+    metadata: Mapping[str, Any], *, came_with: object, score: float, scorer: str
+) -> dict[str, Any]:
+    """Copy *metadata*, whose values are shared, with the score beside the one it *came_with*.
+
+    A ``retrieval_score`` that is there is kept: the first of several rerankers saw the retriever's
+    own. A score to keep that is NaN or infinite is left out, for strict JSON cannot hold it.
+    """
+    copied = {**metadata, RELEVANCE_SCORE: score, RERANKED_BY: scorer}
+    kept = not isinstance(came_with, Real) or math.isfinite(came_with)
+    if came_with is not None and kept:
+        copied.setdefault(RETRIEVAL_SCORE, came_with)
+    return copied

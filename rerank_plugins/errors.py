@@ -97,3 +97,8 @@ class RerankTimeoutError(RerankError, TimeoutError):
 
 class ClosedError(RerankError):
     """The reranker was closed, before or during the call."""
+
+
+def first_line(exc: BaseException) -> str:
+    """Return the first line of a foreign message; the rest is often a stack of its own."""
+    return str(exc).strip().partition("\n")[0]

@@ -8,8 +8,9 @@ from operator import attrgetter
 from typing import TYPE_CHECKING, Any
 
 from pydantic import ConfigDict, Field
+from pydantic.json_schema import SkipJsonSchema  # noqa: TC002  pydantic reads it
 
-from rerank_plugins.doors import RELEVANCE_SCORE, RERANKED_BY, RETRIEVAL_SCORE, Door, ScoringDoor
+from rerank_plugins.doors import RELEVANCE_SCORE, Door, ScoringDoor, check_items, scored_metadata
 from rerank_plugins.errors import MissingExtraError
 from rerank_plugins.requests import DeferredTexts
 
@@ -44,44 +45,34 @@ __all__ = ["RerankCompressor", "RerankCrossEncoder", "RerankRetriever"]
 class _DocumentDoor(Door):
     """Reranks documents, as a traced run named "Rerank"."""
 
-    top_n: int | None = Field(default=3, ge=1, description="documents kept; None keeps all")
-    text_fn: Callable[[Document], str] | None = Field(
+    top_n: int | None = Field(
+        default=3, ge=1, strict=True, description="documents kept; None keeps all"
+    )
+    text_fn: SkipJsonSchema[Callable[[Document], str]] | None = Field(
         default=None, repr=False, description="the text that is scored; None is the page_content"
     )
 
     def _rerank(
-        self, documents: Iterable[Document], query: str, callbacks: Callbacks, top_n: int | None
+        self, given: Iterable[Document], query: str, callbacks: Callbacks, top_n: int | None
     ) -> list[Document]:
-        documents = list(documents)
+        documents = check_items(given, Document, "documents")
         # A filter may leave nothing; no model is loaded to rank that.
         if not documents:
             return []
         with _traced(query, callbacks) as run:
-            ranking = self.opened().rank(
-                query,
-                self._texts(documents),
-                top_n=top_n,
-                score_threshold=self.score_threshold,
-                min_results=self.min_results,
-            )
+            ranking = self._rank(query, self._texts(documents), top_n)
             ranked = _ranked(documents, ranking)
         run.on_retriever_end(ranked)
         return ranked
 
     async def _arerank(
-        self, documents: Iterable[Document], query: str, callbacks: Callbacks, top_n: int | None
+        self, given: Iterable[Document], query: str, callbacks: Callbacks, top_n: int | None
     ) -> list[Document]:
-        documents = list(documents)
+        documents = check_items(given, Document, "documents")
         if not documents:
             return []
         async with _atraced(query, callbacks) as run:
-            ranking = await self.opened().arank(
-                query,
-                self._texts(documents),
-                top_n=top_n,
-                score_threshold=self.score_threshold,
-                min_results=self.min_results,
-            )
+            ranking = await self._arank(query, self._texts(documents), top_n)
             ranked = _ranked(documents, ranking)
         await run.on_retriever_end(ranked)
         return ranked
@@ -100,7 +91,8 @@ class RerankCompressor(_DocumentDoor, BaseDocumentCompressor):
 
     Documents come back as copies, with their ids, types and metadata, to which are added
     ``relevance_score`` (higher is better) and ``reranked_by``; a ``relevance_score`` that was there
-    becomes ``retrieval_score``, unless that was there too. The documents given are not changed.
+    becomes ``retrieval_score``, unless that was there too. The documents given are not changed;
+    what is nested in their metadata is shared with the copies.
     """
 
     model_config = ConfigDict(extra="forbid")
@@ -134,7 +126,7 @@ class RerankRetriever(_DocumentDoor, BaseRetriever):
     # Said by each class: of several bases the last one's word counts, and LangChain's is "ignore".
     model_config = ConfigDict(extra="forbid")
 
-    base_retriever: RetrieverLike
+    base_retriever: SkipJsonSchema[RetrieverLike]
 
     def _get_relevant_documents(
         self,
@@ -179,7 +171,7 @@ class RerankCrossEncoder(ScoringDoor, BaseCrossEncoder):
             InputError: a pair that cannot be scored, by index.
             RerankError: otherwise as `Reranker.score`.
         """
-        return self.opened().score(text_pairs)
+        return self._open().score(text_pairs)
 
 
 def _ranked(documents: Sequence[Document], ranking: Ranking) -> list[Document]:
@@ -188,11 +180,12 @@ def _ranked(documents: Sequence[Document], ranking: Ranking) -> list[Document]:
 
 def _scored(document: Document, score: float, scorer: str) -> Document:
     """Copy a document with the score beside what it came with."""
-    metadata = dict(document.metadata)
-    if RELEVANCE_SCORE in metadata:
-        # Kept from the first of several rerankers, for it saw the retriever's own.
-        metadata.setdefault(RETRIEVAL_SCORE, metadata[RELEVANCE_SCORE])
-    metadata |= {RELEVANCE_SCORE: score, RERANKED_BY: scorer}
+    metadata = scored_metadata(
+        document.metadata,
+        came_with=document.metadata.get(RELEVANCE_SCORE),
+        score=score,
+        scorer=scorer,
+    )
     return document.model_copy(update={"metadata": metadata})
 
 

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 from contextlib import contextmanager
-from copy import deepcopy
 from typing import TYPE_CHECKING, Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rerank_plugins.config import RerankConfig
-from rerank_plugins.doors import RELEVANCE_SCORE, RERANKED_BY, RETRIEVAL_SCORE, Door
+from rerank_plugins.doors import (
+    RELEVANCE_SCORE,
+    RERANKED_BY,
+    RETRIEVAL_SCORE,
+    Door,
+    check_items,
+    scored_metadata,
+)
 from rerank_plugins.errors import ConfigError, MissingExtraError
 from rerank_plugins.requests import DeferredTexts
 
@@ -45,9 +51,10 @@ class RerankPostprocessor(Door, BaseNodePostprocessor):
 
     Takes ``model=`` with the settings of `Reranker` by their names, or ``reranker=``, one that
     stands. Nodes come back as copies, with the score as ``.score`` and in the metadata beside
-    ``retrieval_score`` (the retriever's) and ``reranked_by``; prompts and embeddings never see
-    these three, and neither does a second rerank. Nodes without text rank last. The async path
-    blocks no thread while the model works.
+    ``retrieval_score`` (the one that they came with, unless that key was there) and
+    ``reranked_by``; prompts and embeddings never see these three, and neither does a second
+    rerank. What is nested in the metadata is shared with the nodes given. Nodes without text rank
+    last. The async path blocks no thread while the model works.
 
     Raises:
         ValidationError (a ValueError): a setting is unknown, out of range or at odds with another.
@@ -57,7 +64,7 @@ class RerankPostprocessor(Door, BaseNodePostprocessor):
     model_config = ConfigDict(extra="forbid")
 
     top_n: int | None = Field(
-        default=5, ge=1, description="nodes that are kept at most; None keeps all"
+        default=5, ge=1, strict=True, description="nodes that are kept at most; None keeps all"
     )
     metadata_mode: MetadataMode = Field(
         default=MetadataMode.EMBED, description="which metadata is scored with a node's text"
@@ -77,11 +84,23 @@ class RerankPostprocessor(Door, BaseNodePostprocessor):
         return "RerankPostprocessor"
 
     def to_dict(self, **kwargs: Any) -> dict[str, Any]:  # noqa: ANN401  those of `model_dump`
-        """Return the settings for `from_dict`; with ``reranker=`` they are that reranker's."""
+        """Return the settings for `from_dict`; with ``reranker=`` they are that reranker's.
+
+        Raises:
+            ConfigError: ``reranker=`` is over a `Scorer` of yours, which no name stands for. Leave
+                it out by ``exclude={"model"}``, and hand the reranker to `from_dict`.
+        """
         data = super().to_dict(**kwargs)
-        if self.reranker is not None:
-            theirs = self.reranker.config
-            data.update((k, getattr(theirs, k)) for k in RerankConfig.model_fields if k in data)
+        if self.reranker is None:
+            return data
+        theirs = self._open().config
+        if self.reranker.scorer_given and "model" in data:
+            raise ConfigError(
+                f"model: the scorer {theirs.model!r} is an object of yours, which a dump cannot "
+                'hold; leave it out with exclude={"model"}, and give the reranker to from_dict or '
+                "from_json(..., reranker=...)"
+            )
+        data.update((k, getattr(theirs, k)) for k in RerankConfig.model_fields if k in data)
         return data
 
     @classmethod
@@ -99,7 +118,7 @@ class RerankPostprocessor(Door, BaseNodePostprocessor):
 
         Raises:
             ConfigError: a setting is a function. Leave it out by ``exclude={name}``, and hand it
-                to `from_json` by its name.
+                to `from_json` by its name. A `Scorer` of yours: as for `to_dict`.
         """
         data = self.to_dict(**kwargs)
         for name, value in data.items():
@@ -121,11 +140,11 @@ class RerankPostprocessor(Door, BaseNodePostprocessor):
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
         query = _required(query_bundle)
+        nodes = check_items(nodes, NodeWithScore, "nodes")
         if not nodes:
             return []
-        reranker = self.opened()
-        with self._announced(nodes, query, reranker.config.model) as kept:
-            ranking = reranker.rank(query.query_str, self._texts(nodes), **self._limits())
+        with self._announced(nodes, query) as kept:
+            ranking = self._rank(query.query_str, self._texts(nodes), self.top_n)
             kept.extend(_ranked(nodes, ranking))
         return kept
 
@@ -135,33 +154,27 @@ class RerankPostprocessor(Door, BaseNodePostprocessor):
         self, nodes: list[NodeWithScore], query_bundle: QueryBundle | None = None
     ) -> list[NodeWithScore]:
         query = _required(query_bundle)
+        nodes = check_items(nodes, NodeWithScore, "nodes")
         if not nodes:
             return []
-        reranker = self.opened()
-        with self._announced(nodes, query, reranker.config.model) as kept:
-            ranking = await reranker.arank(query.query_str, self._texts(nodes), **self._limits())
+        with self._announced(nodes, query) as kept:
+            ranking = await self._arank(query.query_str, self._texts(nodes), self.top_n)
             kept.extend(_ranked(nodes, ranking))
         return kept
 
     def _texts(self, nodes: Sequence[NodeWithScore]) -> Sequence[str]:
         return DeferredTexts(nodes, lambda each: _scored_text(each.node, self.metadata_mode))
 
-    def _limits(self) -> dict[str, Any]:
-        return {
-            "top_n": self.top_n,
-            "score_threshold": self.score_threshold,
-            "min_results": self.min_results,
-        }
-
     @contextmanager
     def _announced(
-        self, nodes: list[NodeWithScore], query: QueryBundle, model: str
+        self, nodes: list[NodeWithScore], query: QueryBundle
     ) -> Iterator[list[NodeWithScore]]:
         """Announce a rerank in both event systems, and its end whatever happens.
 
         Yields the list that is to be filled with the nodes that are kept.
         """
         kept: list[NodeWithScore] = []
+        model = self._open().config.model
         start = ReRankStartEvent(
             query=query,
             nodes=nodes,
@@ -200,25 +213,27 @@ def _scored_text(node: BaseNode, mode: MetadataMode) -> str:
 def _ranked(nodes: Sequence[NodeWithScore], ranking: Ranking) -> Iterator[NodeWithScore]:
     for document in ranking:
         came = nodes[document.index]
-        found: dict[str, Any] = {RELEVANCE_SCORE: document.score, RERANKED_BY: ranking.scorer}
-        # In a second rerank it is the first one's score that came; the retriever's is kept.
-        if came.score is not None and RERANKED_BY not in came.node.metadata:
-            found[RETRIEVAL_SCORE] = float(came.score)
-        yield NodeWithScore(node=_copied(came.node, found), score=document.score)
+        metadata = scored_metadata(
+            came.node.metadata,
+            came_with=None if came.score is None else float(came.score),
+            score=document.score,
+            scorer=ranking.scorer,
+        )
+        yield NodeWithScore(node=_copied(came.node, metadata), score=document.score)
 
 
-def _copied(node: BaseNode, found: dict[str, Any]) -> BaseNode:
-    """Return a copy of *node* with *found* in its metadata, out of sight of prompts.
+def _copied(node: BaseNode, metadata: dict[str, Any]) -> BaseNode:
+    """Return a copy of *node* with *metadata*, our keys in it out of sight of prompts.
 
-    What others edit in place is copied; the embedding and the media, which may be large, and the
-    object that an IndexNode points at are shared.
+    What others assign to or add to in place is copied, one level deep; the rest is shared.
     """
+    ours = [key for key in _OURS if key in metadata]
     return node.model_copy(
         update={
-            "metadata": {**deepcopy(node.metadata), **found},
+            "metadata": metadata,
             "relationships": dict(node.relationships),
-            "excluded_embed_metadata_keys": _joined(node.excluded_embed_metadata_keys, found),
-            "excluded_llm_metadata_keys": _joined(node.excluded_llm_metadata_keys, found),
+            "excluded_embed_metadata_keys": _joined(node.excluded_embed_metadata_keys, ours),
+            "excluded_llm_metadata_keys": _joined(node.excluded_llm_metadata_keys, ours),
         }
     )
 

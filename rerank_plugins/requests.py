@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, TypeGuard, TypeVar, overload
 
-from rerank_plugins.errors import InputError, InputTypeError
+from rerank_plugins.config import LONGEST_TIMEOUT_S
+from rerank_plugins.errors import InputError, InputTypeError, ScoringError
 from rerank_plugins.jobs import Job
 
 T = TypeVar("T")
@@ -40,6 +40,7 @@ class DeferredTexts(Sequence[str]):
     """Texts that are read from a framework's objects when they are first needed.
 
     An async door hands them over as they are, so that reading them does not hold the event loop.
+    Where *read* fails, reading raises `ScoringError` with the index.
     """
 
     def __init__(self, items: Sequence[T], read: Callable[[T], str]) -> None:
@@ -49,6 +50,10 @@ class DeferredTexts(Sequence[str]):
     def __len__(self) -> int:
         return len(self._items)
 
+    def __iter__(self) -> Iterator[str]:
+        # Sequence's own iterator would take an IndexError of *read* for the end of the texts.
+        return map(self._text, range(len(self._items)))
+
     @overload
     def __getitem__(self, key: int) -> str: ...
 
@@ -56,9 +61,17 @@ class DeferredTexts(Sequence[str]):
     def __getitem__(self, key: slice) -> list[str]: ...
 
     def __getitem__(self, key: int | slice) -> str | list[str]:
-        if isinstance(key, slice):
-            return [self._read(item) for item in self._items[key]]
-        return self._read(self._items[key])
+        places = range(len(self._items))[key]
+        return self._text(places) if isinstance(places, int) else [self._text(i) for i in places]
+
+    def _text(self, place: int) -> str:
+        try:
+            return self._read(self._items[place])
+        # What a user's function raises may be anything.
+        except Exception as exc:
+            raise ScoringError(
+                f"the text of documents[{place}] could not be read: {type(exc).__name__}: {exc}"
+            ) from exc
 
 
 def _snapshot(documents: object) -> Sequence[str]:
@@ -130,16 +143,17 @@ class Keep(NamedTuple):
 
 
 def check_timeout(timeout_s: object) -> float | None:
-    """Return *timeout_s* if it is None or a number of seconds above 0."""
+    """Return *timeout_s* if it is None or a number of seconds that can be waited for."""
     if timeout_s is None:
         return None
     if (
         isinstance(timeout_s, bool)
         or not isinstance(timeout_s, int | float)
-        or not 0 < timeout_s <= threading.TIMEOUT_MAX
+        or not 0 < timeout_s <= LONGEST_TIMEOUT_S
     ):
         raise InputError(
-            f"timeout_s must be a number of seconds above 0, or None, got {timeout_s!r}"
+            "timeout_s must be a number of seconds above 0 and at most "
+            f"{LONGEST_TIMEOUT_S}, got {timeout_s!r}; leave it out for the setting of that name"
         )
     return timeout_s
 

@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
 
+LEAST_ROOM = 4
+"""Fewest tokens of text in a pair: two of each side."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenPair:
     """A query and a document as token ids.
@@ -101,6 +105,10 @@ class PairTemplate:
         )
         if (ids, segments) != (encoded.ids, encoded.type_ids):
             raise ValueError("it does not join two texts as: special tokens, query, …, document, …")
+        if not template.length:
+            # Without them the model sees one text, and its scores are off by a little.
+            why = "" if tokenizer.post_processor else "; tokenizer.json has no post_processor"
+            raise ValueError(f"it puts no special tokens around a pair{why}")
         return template
 
     @property
@@ -134,6 +142,9 @@ class PairEncoder:
     transformers called on the pair, with one difference: the text of a special token inside a
     query or document ("[SEP]", "</s>") is spelled out as plain text, so that a document cannot
     pretend to end, or to be a query.
+
+    Raises:
+        ValueError: the tokenizer makes no pairs, or *max_length* leaves no room for the texts.
     """
 
     def __init__(
@@ -151,6 +162,12 @@ class PairEncoder:
         self.max_length = max_length
         self.truncation = truncation
         self.template = PairTemplate.learn(tokenizer)
+        if max_length < self.template.length + LEAST_ROOM:
+            raise ValueError(
+                f"{max_length} tokens have no room for two texts beside the {self.template.length} "
+                "special ones; correct model_max_length and max_position_embeddings, or set "
+                "max_length"
+            )
         self._tokenizer = tokenizer
         self._cut_left = cut_left
         self._segments = segments

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -16,6 +17,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
     from rerank_plugins.config import Precision
+
+_WEB_ADDRESS = re.compile(r"https?://[^/]+/([^/?#]+(?:/[^/?#]+)?)")
+"""A model's page on the hub or a mirror; the group is its id."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +80,8 @@ def _local(name: str) -> Path | None:
         raise ModelLoadError(name, f"there is no such home folder: {exc}") from exc
     if path.exists():
         return path
+    if address := _WEB_ADDRESS.match(name):
+        raise ModelLoadError(name, f"it is a web address; name the model by its id: {address[1]}")
     if _is_a_path(name):
         raise ModelLoadError(name, "there is no such file or folder")
     return None
@@ -130,6 +136,8 @@ def _json(name: str, path: Path) -> dict[str, Any]:
         return {}
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as exc:
+        raise ModelLoadError(name, f"{path.name} is nested too deeply to be read") from exc
     except ValueError as exc:
         raise ModelLoadError(name, f"{path.name} cannot be read as JSON: {exc}") from exc
     if not isinstance(value, dict):

@@ -6,8 +6,8 @@ import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rerank_plugins.errors import ModelLoadError
-from rerank_plugins.models.weights import choose_onnx, external_data
+from rerank_plugins.errors import ModelLoadError, first_line
+from rerank_plugins.models.weights import PYTORCH, choose_onnx, external_data
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,7 +41,7 @@ def fetch(
         ModelLoadError: the model or revision is not there, is gated, or cannot be fetched.
     """
     if local_files_only:
-        return _cached(model, revision, "local_files_only is set")
+        return _cached(model, revision, "only local files were asked for")
     from huggingface_hub import errors
 
     # The hub library has changed its HTTP library twice; the base class of that one's errors is
@@ -57,7 +57,7 @@ def fetch(
         refusal = _refusal(exc, revision)
         if refusal is not None:
             raise ModelLoadError(model, refusal) from exc
-        cause = f"the hub could not be reached ({type(exc).__name__}: {_first_line(exc)})"
+        cause = f"the hub could not be reached ({type(exc).__name__}: {first_line(exc)})"
         if isinstance(exc, errors.OfflineModeIsEnabled):
             return _cached(model, revision, "HF_HUB_OFFLINE is set", exc)
         found = _cached(model, revision, cause, exc)
@@ -84,7 +84,7 @@ def _refusal(exc: Exception, revision: str | None) -> str | None:
     if isinstance(exc, errors.HFValidationError):
         return _not_an_id(exc)
     if getattr(getattr(exc, "response", None), "status_code", None) in {401, 403}:
-        return f"the hub refused access, check HF_TOKEN: {_first_line(exc)}"
+        return f"the hub refused access, check HF_TOKEN: {first_line(exc)}"
     return None
 
 
@@ -117,13 +117,19 @@ def _cached(
         raise ModelLoadError(model, _not_an_id(exc)) from exc
     if not isinstance(found, str):
         at = "" if revision is None else f" at revision {revision!r}"
-        raise ModelLoadError(
-            model,
-            f"{cause}, and the cache does not hold it{at}. Download it once where there is a "
-            f"network: hf download {model}",
-        ) from error
+        reason = f"{cause}, and the cache does not hold it{at}. {_advice(model, revision)}"
+        raise ModelLoadError(model, reason) from error
     folder = Path(found).parent
+    # PyTorch weights alone are no download that broke off.
+    if not any(path.suffix in {".onnx", *PYTORCH} for path in folder.rglob("*")):
+        reason = f"{cause}, and the cache holds no ONNX file of it. {_advice(model, revision)}"
+        raise ModelLoadError(model, reason) from error
     return folder, folder.name
+
+
+def _advice(model: str, revision: str | None) -> str:
+    at = "" if revision is None else f" --revision {revision}"
+    return f"Download it once where there is a network: hf download {model}{at}"
 
 
 def check_tokenizer(model: str, there: object) -> None:
@@ -138,10 +144,6 @@ def check_tokenizer(model: str, there: object) -> None:
 
 def _not_an_id(exc: Exception) -> str:
     return f"there is no such local folder, and it is not a hub id: {exc}"
-
-
-def _first_line(exc: BaseException) -> str:
-    return str(exc).strip().partition("\n")[0]
 
 
 def _bases(error: type[Exception]) -> tuple[type[Exception], ...]:

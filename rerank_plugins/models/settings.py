@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, TypeGuard
+from typing import TYPE_CHECKING, Literal, TypeGuard
 
 from rerank_plugins.errors import ConfigError, ModelLoadError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable
 
     from rerank_plugins.models.files import ModelFiles
 
@@ -31,6 +31,9 @@ positions holds 512 tokens.
 SANE_LENGTH = 1_000_000
 """transformers writes about 1e30 as model_max_length where it knows no limit."""
 
+LARGEST_ID = 2**31
+"""Token ids and positions are below it."""
+
 FALLBACK_LENGTH = 512
 """Longest pair where a model's files name no limit, as that of BERT."""
 
@@ -39,9 +42,10 @@ def longest_pair(files: ModelFiles, asked: int | None) -> int:
     """Return the longest pair in tokens: *asked*, or the model's own limit.
 
     Raises:
+        ModelLoadError: config.json holds what is no number of positions.
         ConfigError: *asked* is more than the model has positions for.
     """
-    positions = _positions(files.config)
+    positions = _positions(files)
     if asked is not None:
         if positions is not None and asked > positions:
             raise ConfigError(
@@ -53,14 +57,28 @@ def longest_pair(files: ModelFiles, asked: int | None) -> int:
     return min(filter(None, (positions, tokenizer)), default=FALLBACK_LENGTH)
 
 
-def _positions(config: Mapping[str, Any]) -> int | None:
-    positions = config.get("max_position_embeddings")
-    if not _is_number(positions) or positions <= 0:
+def _positions(files: ModelFiles) -> int | None:
+    positions = _integer(files, "max_position_embeddings")
+    if positions is None or positions <= 0:
         return None
-    if config.get("model_type") in POSITIONS_AFTER_PADDING:
-        padding = config.get("pad_token_id")
-        positions -= (padding if _is_number(padding) else 1) + 1
-    return int(positions)
+    kind = files.config.get("model_type")
+    if kind is not None and not isinstance(kind, str):
+        raise ModelLoadError(files.name, f"its config.json holds model_type {kind!r:.40}, no name")
+    if kind in POSITIONS_AFTER_PADDING:
+        padding = _integer(files, "pad_token_id")
+        positions -= (1 if padding is None else padding) + 1
+    return positions
+
+
+def _integer(files: ModelFiles, key: str) -> int | None:
+    """Return the number that config.json holds as *key*, or None where it holds none."""
+    value = files.config.get(key)
+    if not _is_number(value):
+        return None
+    # NaN and Infinity, which Python reads in JSON, are beyond it too.
+    if not abs(value) < LARGEST_ID:
+        raise ModelLoadError(files.name, f"its config.json holds {key} {value!r:.40}, out of range")
+    return int(value)
 
 
 def _is_number(value: object) -> TypeGuard[int | float]:
@@ -96,11 +114,13 @@ def model_activation(files: ModelFiles, *, must_know: bool) -> Literal["sigmoid"
 
 
 def pad_id(files: ModelFiles, token_to_id: Callable[[str], int | None]) -> int:
-    """Return the id that fills short rows of a batch; the attention mask hides it."""
+    """Return the id that fills short rows of a batch; the attention mask hides it.
+
+    Raises:
+        ModelLoadError: config.json holds what is no id.
+    """
     token = files.tokenizer_config.get("pad_token")
     if isinstance(token, dict):
         token = token.get("content")
     found = token_to_id(token) if isinstance(token, str) else None
-    if found is None:
-        found = files.config.get("pad_token_id")
-    return found if isinstance(found, int) else 0
+    return found if found is not None else _integer(files, "pad_token_id") or 0

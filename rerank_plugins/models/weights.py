@@ -37,6 +37,9 @@ sentence-transformers export them. Each is looked for beside config.json and in 
 
 FOLDERS = ("", "onnx/")
 
+PYTORCH = (".bin", ".safetensors", ".pt", ".pth", ".ckpt")
+"""Endings of PyTorch weights, which have to be exported first."""
+
 
 def wanted_precisions(precision: Precision, *, cuda: bool) -> tuple[Precision, ...]:
     """Return the precisions to take, best first.
@@ -99,7 +102,7 @@ def _missing(
             f"no ONNX file fits ({looked}); there are {', '.join(there)}. Set precision to one "
             "that is there, or pass the path of a file as model"
         )
-    if any(name.endswith((".bin", ".safetensors", ".pt", ".pth", ".ckpt")) for name in names):
+    if any(name.endswith(PYTORCH) for name in names):
         return (
             f"it has PyTorch weights but no ONNX file ({looked}); export it to ONNX first: "
             f"optimum-cli export onnx --task text-classification --model MODEL FOLDER"

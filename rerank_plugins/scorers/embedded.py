@@ -11,7 +11,7 @@ import numpy as np
 from cachetools import LRUCache
 
 from rerank_plugins.config import EMBEDDED
-from rerank_plugins.errors import ConfigError, ModelLoadError, ScoringError
+from rerank_plugins.errors import ConfigError, ModelLoadError, ScoringError, first_line
 from rerank_plugins.models.embedded_model import (
     SPECIAL_TOKENS,
     EmbeddedSettings,
@@ -21,7 +21,7 @@ from rerank_plugins.models.embedded_model import (
     similarities,
     split_windows,
 )
-from rerank_plugins.scorers.runtime import first_line, import_onnxruntime, session_options
+from rerank_plugins.scorers.runtime import import_onnxruntime, session_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -11,12 +11,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import numpy as np
 
 from rerank_plugins.config import Activation
-from rerank_plugins.errors import ConfigError, ModelLoadError, ScoringError
+from rerank_plugins.errors import ConfigError, ModelLoadError, ScoringError, first_line
 from rerank_plugins.models.encoding import PairEncoder, TokenPair
 from rerank_plugins.models.files import find_model
 from rerank_plugins.models.settings import longest_pair, model_activation, pad_id
 from rerank_plugins.models.weights import wanted_precisions
-from rerank_plugins.scorers.runtime import first_line, import_onnxruntime, session_options
+from rerank_plugins.scorers.runtime import import_onnxruntime, session_options
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

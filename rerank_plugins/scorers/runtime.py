@@ -41,8 +41,3 @@ def session_options(ort: ModuleType) -> Any:  # noqa: ANN401  onnxruntime has no
     # Warnings about how a graph was exported help nobody who did not export it; errors stay.
     options.log_severity_level = 3
     return options
-
-
-def first_line(exc: BaseException) -> str:
-    """Return the first line of a foreign message; the rest is a stack of its own."""
-    return str(exc).strip().partition("\n")[0]

@@ -37,6 +37,7 @@ def test_a_config_is_frozen_and_compares_by_value() -> None:
         ({"batch_tokens": 0}, "batch_tokens: .*got 0"),
         ({"queue_tokens": 0}, "queue_tokens: .*got 0"),
         ({"timeout_s": 0}, "timeout_s: .*greater than 0, got 0"),
+        ({"timeout_s": float("inf")}, "timeout_s: .*less than or equal to 4000000, got inf"),
         ({"model": "  "}, "model is blank"),
         ({"backend": "lexical", "model": "some/model"}, 'backend="lexical" loads no model'),
         ({"backend": "onnx", "model": "lexical"}, "no ONNX file"),

@@ -85,7 +85,7 @@ def test_equal_settings_meet_in_one_engine_across_frameworks() -> None:
 
     found = _of_nodes(postprocessor.postprocess_nodes(NODES, query_str=QUERIES[0]))
 
-    stats = compressor.opened().stats()["lexical"]
-    assert stats == postprocessor.opened().stats()["lexical"]
+    stats = compressor._open().stats()["lexical"]
+    assert stats == postprocessor._open().stats()["lexical"]
     assert (stats.cache_hits, stats.pairs_scored) == (len(TEXTS), len(set(TEXTS)))
     assert found == _of_documents(compressor.compress_documents(DOCUMENTS, QUERIES[0]))

@@ -28,7 +28,7 @@ def test_the_blocks_of_a_page_run(
     namespace: dict[str, object] = {"__name__": page.stem}
     for line, source in _blocks(page):
         # Padding makes a traceback show the line of the page.
-        code = compile("\n" * line + source, str(page), "exec")
+        code = compile("\n" * line + source, str(page), "exec", dont_inherit=True)
         with contextlib.redirect_stdout(io.StringIO()):
             exec(code, namespace)
 

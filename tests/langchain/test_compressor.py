@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
-import pickle
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -19,7 +17,7 @@ from rerank_plugins.langchain import RerankCompressor
 from rerank_plugins.testing import FakeScorer
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Sequence
+    from collections.abc import Awaitable, Callable, Iterator, Sequence
 
     Compress = Callable[..., Awaitable[Sequence[Document]]]
     Faked = Callable[..., Reranker]
@@ -80,22 +78,6 @@ async def test_nothing_in_is_nothing_out_and_loads_no_model(
     assert opened_by_name == []
 
 
-async def test_the_documents_given_are_not_changed(faked: Faked, compress: Compress) -> None:
-    documents = [
-        Document(text, id=str(i), metadata={"relevance_score": i, "tags": ["x", {"y": i}]})
-        for i, text in enumerate(TEXTS)
-    ]
-    before, pickled = copy.deepcopy(documents), pickle.dumps(documents)
-
-    kept = await compress(RerankCompressor(reranker=faked(), top_n=None), documents)
-    for document in kept:
-        document.metadata["mine"] = True
-
-    assert documents == before
-    assert pickle.dumps(documents) == pickled
-    assert not {id(document) for document in kept} & {id(document) for document in documents}
-
-
 class Page(Document):
     """A document of an application's own kind."""
 
@@ -114,36 +96,6 @@ async def test_ids_and_subclasses_are_kept(faked: Faked, compress: Compress) -> 
     assert [(type(d), d.id) for d in kept] == [(Page, "p-1"), (Document, "12"), (Document, 13)]
     assert isinstance(kept[0], Page)
     assert (kept[0].number, kept[0].metadata["source"]) == (7, "atlas")
-
-
-async def test_an_upstream_score_becomes_the_retrieval_score(
-    faked: Faked, compress: Compress
-) -> None:
-    document = Document("red", metadata={"relevance_score": 0.25})
-
-    (kept,) = await compress(RerankCompressor(reranker=faked()), [document])
-
-    assert kept.metadata == {
-        "relevance_score": pytest.approx(1 / (1 + math.exp(-1))),
-        "retrieval_score": 0.25,
-        "reranked_by": "fake",
-    }
-
-
-async def test_a_second_reranking_keeps_the_retrievers_score(
-    faked: Faked, compress: Compress
-) -> None:
-    first = RerankCompressor(reranker=faked(FakeScorer(name="first")))
-    second = RerankCompressor(reranker=faked(FakeScorer(lambda _, __: 0.0, name="second")))
-    document = Document("red", metadata={"relevance_score": 0.25})
-
-    (kept,) = await compress(second, await compress(first, [document]))
-
-    assert kept.metadata == {
-        "relevance_score": 0.5,
-        "retrieval_score": 0.25,
-        "reranked_by": "second",
-    }
 
 
 async def test_ties_keep_the_order_given(faked: Faked, compress: Compress) -> None:
@@ -229,6 +181,51 @@ async def test_content_that_is_no_text_is_refused_by_index(
 
     with pytest.raises(InputTypeError, match=r"documents\[1\] must be str, got NoneType"):
         await compress(RerankCompressor(reranker=faked()), documents)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["a", "b"], r"documents\[0\] must be a Document, got str"),
+        ([Document("a"), {"page_content": "b"}], r"documents\[1\] must be a Document, got dict"),
+        (None, "documents must be a sequence of Document, got NoneType"),
+    ],
+)
+async def test_what_is_no_document_is_refused_by_index(
+    faked: Faked, compress: Compress, given: Any, message: str
+) -> None:
+    with pytest.raises(InputTypeError, match=message):
+        await compress(RerankCompressor(reranker=faked()), given)
+
+
+def fails_midway() -> Iterator[Document]:
+    yield Document("red")
+    raise TypeError("the source broke off")
+
+
+async def test_a_source_of_documents_fails_with_its_own_error(
+    faked: Faked, compress: Compress
+) -> None:
+    with pytest.raises(TypeError, match="the source broke off"):
+        await compress(RerankCompressor(reranker=faked()), fails_midway())
+
+
+@pytest.mark.parametrize(
+    "text_fn",
+    [
+        lambda document: document.page_content.split(maxsplit=1)[0],
+        lambda document: next(iter(document.page_content.split())),
+        lambda document: {"red": "red"}[document.page_content],
+    ],
+    ids=["IndexError", "StopIteration", "KeyError"],
+)
+async def test_a_text_fn_that_fails_is_an_error_that_names_the_document(
+    faked: Faked, compress: Compress, request: pytest.FixtureRequest, text_fn: Any
+) -> None:
+    compressor = RerankCompressor(reranker=faked(), text_fn=text_fn)
+
+    with pytest.raises(ScoringError, match=r"documents\[1\] could not be read: \w+(Error|ation)"):
+        await compress(compressor, [Document("red"), Document("")])
 
 
 async def test_duplicates_are_scored_once_and_all_returned(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 import subprocess
 import sys
@@ -12,12 +13,10 @@ import pytest
 from langchain_core.documents import Document
 from langchain_core.load import dumps
 from langchain_core.retrievers import BaseRetriever
-from langchain_core.runnables import ConfigurableField
 from pydantic import ValidationError
 
 from rerank_plugins import Activation, Backend, Reranker, langchain
 from rerank_plugins.langchain import RerankCompressor, RerankCrossEncoder, RerankRetriever
-from rerank_plugins.registry import ENGINES
 from rerank_plugins.testing import FakeScorer
 
 if TYPE_CHECKING:
@@ -72,7 +71,7 @@ def test_the_module_names_its_doors() -> None:
 def test_settings_go_to_the_reranker_by_their_names(make: Callable[..., Any]) -> None:
     door = make(model="lexical", activation="logit", cache_entries=5, normalizer=shout)
 
-    config = door.opened().config
+    config = door._open().config
     assert (config.model, config.backend, config.cache_entries) == ("lexical", Backend.AUTO, 5)
     assert (config.activation, config.normalizer) == (Activation.LOGIT, shout)
 
@@ -94,6 +93,26 @@ def test_a_wrong_setting_is_refused_by_name(
         make(**settings)
 
 
+@pytest.mark.parametrize("make", DOORS[:2])
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("score_threshold", math.nan),
+        ("score_threshold", math.inf),
+        ("score_threshold", True),
+        ("top_n", True),
+        ("top_n", "3"),
+        ("min_results", True),
+        ("timeout_s", math.inf),
+    ],
+)
+def test_a_value_that_no_call_would_take_is_refused_when_the_door_is_made(
+    make: Callable[..., Any], name: str, value: object
+) -> None:
+    with pytest.raises(ValidationError, match=f"{name}\n"):
+        make(**{name: value})
+
+
 @pytest.mark.parametrize("name", ["top_n", "score_threshold", "min_results"])
 def test_a_cross_encoder_takes_nothing_that_it_would_ignore(name: str) -> None:
     with pytest.raises(ValidationError, match=f"{name}\n.*not permitted"):
@@ -106,64 +125,14 @@ def test_a_reranker_and_settings_are_not_mixed(faked: Faked, make: Callable[...,
         make(reranker=faked(), timeout_s=3, model="lexical")
 
 
-def test_doors_of_equal_settings_share_one_engine(opened_by_name: list[FakeScorer]) -> None:
-    compressor = RerankCompressor(model="lexical", top_n=1)
-    encoder = RerankCrossEncoder(model="lexical")
+@every_door
+def test_a_door_has_a_json_schema_of_its_settings(make: Callable[..., Any]) -> None:
+    door = type(make())
 
-    (kept,) = compressor.compress_documents(DOCUMENTS, "red fox")
-    (found,) = retriever(model="lexical", top_n=1).invoke("red fox")
-    scores = encoder.score([("red fox", document.page_content) for document in DOCUMENTS])
+    properties = door.model_json_schema()["properties"]
 
-    assert kept == found
-    assert max(scores) == kept.metadata["relevance_score"]
-    (scorer,) = opened_by_name
-    assert set(scorer.pairs_scored.values()) == {1}
-
-
-def test_a_door_and_a_reranker_share_engine_and_cache(opened_by_name: list[FakeScorer]) -> None:
-    with Reranker("lexical") as reranker:
-        ranking = reranker.rank("red fox", [document.page_content for document in DOCUMENTS])
-        kept = RerankCompressor(model="lexical").compress_documents(DOCUMENTS, "red fox")
-        again = reranker.rank("red fox", [document.page_content for document in kept])
-
-    assert [d.metadata["relevance_score"] for d in kept] == [item.score for item in ranking]
-    assert all(item.cached for item in again)
-    assert sum(opened_by_name[0].pairs_scored.values()) == 2
-
-
-def test_a_setting_assigned_later_is_the_one_used(opened_by_name: list[FakeScorer]) -> None:
-    compressor = RerankCompressor(model="lexical", normalizer=None)
-    compressor.compress_documents(DOCUMENTS, "RED FOX")
-
-    compressor.normalizer = shout
-    compressor.compress_documents(DOCUMENTS, "red fox")
-
-    asked = {document for _, document in opened_by_name[0].pairs_scored}
-    assert asked == {"a Fox", "the red fox", "A FOX", "THE RED FOX"}
-
-
-def test_short_lived_copies_do_not_load_the_model_again(opened_by_name: list[FakeScorer]) -> None:
-    """LangChain makes a new retriever for each call with configured fields."""
-    configurable = retriever(model="lexical").configurable_fields(
-        top_n=ConfigurableField(id="top_n")
-    )
-
-    for top_n in (1, 2, 1):
-        found = configurable.invoke("red fox", {"configurable": {"top_n": top_n}})
-        assert len(found) == top_n
-
-    assert len(opened_by_name) == 1
-    assert set(opened_by_name[0].pairs_scored.values()) == {1}
-
-
-def test_a_door_that_is_gone_leaves_no_engine() -> None:
-    before = len(ENGINES)
-
-    door = RerankCompressor(model="lexical", cache_entries=77)
-    assert len(ENGINES) == before + 1
-
-    del door
-    assert len(ENGINES) == before
+    assert properties.keys() >= {"model", "timeout_s"}
+    assert not properties.keys() & {"reranker", "text_fn", "text_hook", "base_retriever"}
 
 
 @every_door
@@ -174,8 +143,8 @@ def test_plugged_in_functions_survive_normal_use(
     door = make(model="lexical", normalizer=plugin, text_hook=lambda text, *_: text.strip())
 
     for twin in (door, door.model_copy(), copy.copy(door)):
-        assert twin.opened().config.normalizer is plugin
-        assert twin.opened().score([("red fox", " a Fox ")])
+        assert twin._open().config.normalizer is plugin
+        assert twin._open().score([("red fox", " a Fox ")])
     assert list(opened_by_name[0].pairs_scored) == [("red fox", "a red fox fox")]
 
 
@@ -186,10 +155,10 @@ def test_a_deep_copy_shares_the_reranker(faked: Faked, make: Callable[..., Any])
 
     for twin in (copy.deepcopy(door), door.model_copy(deep=True)):
         assert twin is not door
-        assert twin.opened() is reranker
+        assert twin._open() is reranker
 
     by_name = make(model="lexical")
-    assert copy.deepcopy(by_name).opened() is by_name.opened()
+    assert copy.deepcopy(by_name)._open() is by_name._open()
 
 
 @every_door
@@ -197,17 +166,15 @@ def test_a_pickle_holds_settings_and_no_engine(
     opened_by_name: list[FakeScorer], make: Callable[..., Any]
 ) -> None:
     door = make(model="lexical", normalizer=shout)
-    door.opened().score([("red fox", "a fox")])
+    door._open().score([("red fox", "a fox")])
 
     pickled = pickle.dumps(door)
     twin = pickle.loads(pickled)
 
     assert len(pickled) < 5_000
     assert b"FakeScorer" not in pickled
-    assert twin.opened().config == door.opened().config
-    assert twin.opened().score([("red fox", "a fox")]) == door.opened().score(
-        [("red fox", "a fox")]
-    )
+    assert twin._open().config == door._open().config
+    assert twin._open().score([("red fox", "a fox")]) == door._open().score([("red fox", "a fox")])
     assert len(opened_by_name) == 1
 
 

@@ -92,6 +92,18 @@ def opened_by_name(monkeypatch: pytest.MonkeyPatch) -> list[FakeScorer]:
     return opened
 
 
+@pytest.fixture(params=["sync", "async"])
+def run(request: pytest.FixtureRequest) -> Any:
+    """Call the postprocessor the way its name says; both are awaited."""
+
+    async def call(post: RerankPostprocessor, *args: Any, **kwargs: Any) -> list[NodeWithScore]:
+        if request.param == "sync":
+            return post.postprocess_nodes(*args, **kwargs)
+        return await post.apostprocess_nodes(*args, **kwargs)
+
+    return call
+
+
 class GatedScorer(FakeScorer):
     """Stays inside its first forward pass until ``released`` is set.
 

@@ -91,7 +91,7 @@ def test_other_ways_in_share_scores_and_cache(door: Door, nodes: Any, query: str
     scorer = FakeScorer()
     post = door(scorer, top_n=None)
     texts = [each.get_content(MetadataMode.EMBED) for each in nodes]
-    scores = {r.index: r.score for r in post.opened().rank(query, texts)}
+    scores = {r.index: r.score for r in post._open().rank(query, texts)}
     ranked = post.postprocess_nodes(nodes, query_str=query)
     assert {int(each.node_id[1:]): each.score for each in ranked} == scores
     assert scorer.pairs_scored.total() == len(nodes)

@@ -98,7 +98,7 @@ async def test_events_are_balanced_where_a_node_cannot_be_read(
     post = door()
     post.callback_manager = recorder.manager
     nodes[1].node.text_template = "{no_such_name}"
-    with pytest.raises(KeyError):
+    with pytest.raises(ScoringError, match=r"documents\[1\] could not be read: KeyError"):
         await run(post, nodes, query_str="apple")
     _assert_balanced(recorder, 1)
 

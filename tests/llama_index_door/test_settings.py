@@ -60,7 +60,7 @@ def test_it_is_a_postprocessor_with_a_name_of_its_own() -> None:
 
 def test_every_setting_of_a_reranker_is_a_field() -> None:
     assert RerankConfig.model_fields.keys() <= RerankPostprocessor.model_fields.keys()
-    assert RerankPostprocessor(activation="logit").opened().config.activation is Activation.LOGIT
+    assert RerankPostprocessor(activation="logit")._open().config.activation is Activation.LOGIT
 
 
 def test_a_callback_manager_can_be_assigned() -> None:
@@ -112,22 +112,35 @@ def test_a_function_stays_in_a_dict_and_is_named_by_json() -> None:
 def test_a_reranker_that_stands_is_dumped_by_its_settings() -> None:
     with Reranker("lexical", activation="logit", max_length=64) as reranker:
         post = RerankPostprocessor(reranker=reranker, top_n=2)
-        assert post.opened() is reranker
+        assert post._open() is reranker
         assert "max_length" not in post.to_dict(exclude={"max_length"})
         for twin in (
             RerankPostprocessor.from_dict(post.to_dict()),
             RerankPostprocessor.from_json(post.to_json()),
         ):
             assert twin.top_n == 2
-            assert twin.opened().config == reranker.config
+            assert twin._open().config == reranker.config
 
 
 def test_a_reranker_that_is_handed_in_again_replaces_the_settings() -> None:
     with Reranker(FakeScorer(name="mine"), timeout_s=9.0) as reranker:
-        dumped = RerankPostprocessor(reranker=reranker, top_n=2).to_json()
-        twin = RerankPostprocessor.from_json(dumped, reranker=reranker)
-        assert twin.opened() is reranker
-        assert twin.top_n == 2
+        post = RerankPostprocessor(reranker=reranker, top_n=2)
+        left_out = {"model"}
+        for twin in (
+            RerankPostprocessor.from_dict(post.to_dict(exclude=left_out), reranker=reranker),
+            RerankPostprocessor.from_json(post.to_json(exclude=left_out), reranker=reranker),
+        ):
+            assert twin._open() is reranker
+            assert twin.top_n == 2
+
+
+@pytest.mark.parametrize("dump", [RerankPostprocessor.to_dict, RerankPostprocessor.to_json])
+def test_a_scorer_of_the_users_own_is_not_dumped_by_a_name(dump: Any) -> None:
+    """What came back would open another model of that name, or none."""
+    with Reranker(FakeScorer(name="mine")) as reranker:
+        post = RerankPostprocessor(reranker=reranker)
+        with pytest.raises(ConfigError, match=r"'mine' .*exclude=\{\"model\"\}.*reranker="):
+            dump(post)
 
 
 def test_a_reranker_and_settings_of_its_own_are_an_error() -> None:
@@ -138,17 +151,41 @@ def test_a_reranker_and_settings_of_its_own_are_an_error() -> None:
         RerankPostprocessor(reranker=reranker, timeout_s=1.0)
 
 
+def test_settings_that_contradict_a_reranker_are_not_dumped() -> None:
+    with Reranker("lexical") as reranker:
+        post = RerankPostprocessor(timeout_s=1.0)
+        post.reranker = reranker
+        with pytest.raises(ConfigError, match="leave out timeout_s"):
+            post.to_dict()
+
+
 def test_a_setting_can_be_assigned_after_the_first_use() -> None:
     post = RerankPostprocessor(model="lexical")
-    before = post.opened()
-    assert post.opened() is before
+    before = post._open()
+    assert post._open() is before
     post.activation = Activation.LOGIT
-    assert post.opened().config.activation is Activation.LOGIT
+    assert post._open().config.activation is Activation.LOGIT
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("score_threshold", float("nan")), ("score_threshold", True), ("top_n", True), ("top_n", 2.0)],
+)
+def test_a_value_that_no_call_would_take_is_refused_at_once(name: str, value: Any) -> None:
+    with pytest.raises(ValueError, match=f"{name}\n"):
+        RerankPostprocessor(**{name: value})
+
+
+def test_it_has_a_json_schema_of_its_settings() -> None:
+    properties = RerankPostprocessor.model_json_schema()["properties"]
+
+    assert properties.keys() >= {"model", "top_n", "metadata_mode", "class_name"}
+    assert "reranker" not in properties
 
 
 def test_a_pickle_holds_settings_only() -> None:
     post = RerankPostprocessor(**SETTINGS)
-    post.opened()
+    post._open()
     pickled = pickle.dumps(post)
     assert len(pickled) < 4_000
     assert b"rerank_plugins.reranker" not in pickled

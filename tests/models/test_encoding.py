@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import cache
@@ -220,6 +221,39 @@ def test_segments_are_left_out_where_the_model_does_not_read_them() -> None:
 
     assert pair.segments is None
     assert pair.ids.dtype == np.int32
+
+
+@pytest.mark.parametrize(
+    ("post_processor", "message"),
+    [
+        (None, r"no special tokens around a pair; tokenizer\.json has no post_processor$"),
+        (processors.ByteLevel(), "no special tokens around a pair$"),
+    ],
+)
+def test_a_tokenizer_that_puts_no_special_tokens_is_refused(
+    post_processor: processors.PostProcessor | None, message: str
+) -> None:
+    """Scores of pairs without them are off by too little to be noticed."""
+    tokenizer = make_tokenizer("bert")
+    if post_processor is None:
+        parts = json.loads(tokenizer.to_str()) | {"post_processor": None}
+        tokenizer = Tokenizer.from_str(json.dumps(parts))
+    else:
+        tokenizer.post_processor = post_processor
+
+    with pytest.raises(ValueError, match=message):
+        PairTemplate.learn(tokenizer)
+
+
+@pytest.mark.parametrize(("kind", "least"), [("bert", 7), ("xlm-roberta", 8), ("roberta", 8)])
+def test_a_pair_too_short_for_two_texts_is_refused(kind: Kind, least: int) -> None:
+    """Every document would get the same score."""
+    for max_length in (-1, 2, 3, least - 1):
+        with pytest.raises(ValueError, match=f"{max_length} tokens have no room for two texts"):
+            PairEncoder(make_tokenizer(kind), max_length=max_length)
+
+    (pair,) = PairEncoder(make_tokenizer(kind), max_length=least).encode("cat on", ["dog on mat"])
+    assert pair.tokens == least
 
 
 def test_a_template_of_another_form_is_refused() -> None:

@@ -131,6 +131,20 @@ def test_a_path_that_is_not_there_never_goes_to_the_hub(name: str) -> None:
         find_model(name, wanted=CPU)
 
 
+@pytest.mark.parametrize(
+    ("address", "id_"),
+    [
+        ("https://huggingface.co/BAAI/bge-reranker-base", "BAAI/bge-reranker-base"),
+        ("https://huggingface.co/BAAI/bge-reranker-base/tree/main?x=1", "BAAI/bge-reranker-base"),
+        ("http://mirror.example/BAAI/bge#files", "BAAI/bge"),
+        ("https://huggingface.co/gpt2", "gpt2"),
+    ],
+)
+def test_a_web_address_is_answered_with_the_id_in_it(address: str, id_: str) -> None:
+    with pytest.raises(ModelLoadError, match=f"name the model by its id: {id_}$"):
+        find_model(address, wanted=CPU)
+
+
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.pt").write_bytes(b"")
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -179,22 +180,45 @@ def test_a_cached_model_needs_no_hub(
     endpoint, requests, home = hub
     before = len(requests)
 
-    found, pinned, missing, bad = ask(
+    found, pinned, missing, bad, other = ask(
         endpoint,
         home,
         ("acme/ranker", {"local_files_only": True}),
         ("acme/nested", {"local_files_only": True, "revision": "v1"}),
         ("acme/absent", {"local_files_only": True}),
         ("acme/--bad--", {"local_files_only": True}),
+        ("acme/nested", {"local_files_only": True, "revision": "v7"}),
     )
 
     assert len(requests) == before
     assert found["version"] == COMMIT
     assert found["logits"] == online["ranker"]["logits"]
     assert pinned["version"] == OLD_COMMIT
-    assert "local_files_only is set, and the cache does not hold it" in missing["error"]
-    assert "hf download acme/absent" in missing["error"]
+    assert "only local files were asked for, and the cache does not hold it" in missing["error"]
+    assert missing["error"].endswith("hf download acme/absent")
+    assert other["error"].endswith("hf download acme/nested --revision v7")
     assert "not a hub id" in bad["error"]
+
+
+def test_a_download_that_broke_off_says_how_to_finish_it(
+    hub: tuple[str, list[str], Path], online: dict[str, Any], tmp_path: Path
+) -> None:
+    """The tokenizer comes first, and may be all that came."""
+    endpoint, _, home = hub
+    shutil.copytree(home / "hub", tmp_path / "hub", symlinks=True)
+    (snapshots,) = (tmp_path / "hub").glob("models--acme--ranker/snapshots")
+    for path in (snapshots / COMMIT).iterdir():
+        if path.name != "tokenizer.json":
+            path.unlink()
+
+    alone, offline = (
+        ask(endpoint, tmp_path, ("acme/ranker", {"local_files_only": True})),
+        ask(UNREACHABLE, tmp_path, ("acme/ranker", {"revision": COMMIT})),
+    )
+
+    assert "only local files were asked for, and the cache holds no ONNX" in alone[0]["error"]
+    assert alone[0]["error"].endswith("hf download acme/ranker")
+    assert offline[0]["error"].endswith(f"hf download acme/ranker --revision {COMMIT}")
 
 
 def test_a_second_opening_downloads_nothing_again(

@@ -16,7 +16,7 @@ from rerank_plugins.errors import (
     ModelLoadError,
 )
 from rerank_plugins.scorers.onnx import OnnxScorer, choose_device
-from tests.tiny_models import MAX_TOKENS, Kind, make_graph, write_model
+from tests.tiny_models import MAX_TOKENS, Kind, make_graph, make_tokenizer, write_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -176,6 +176,10 @@ def save(graph: onnx.ModelProto, folder: Path) -> None:
     onnx.save(graph, str(folder / "model.onnx"))
 
 
+def configure(folder: Path, found: str) -> None:
+    (folder / "config.json").write_text('{"max_position_embeddings": 64, ' + found + "}")
+
+
 def rename_input(graph: onnx.ModelProto) -> onnx.ModelProto:
     extra = onnx.helper.make_tensor_value_info("position_ids", onnx.TensorProto.INT64, ["a", "b"])
     graph.graph.input.append(extra)
@@ -196,6 +200,32 @@ def rename_input(graph: onnx.ModelProto) -> onnx.ModelProto:
         (lambda folder: (folder / "tokenizer.json").unlink(), "there is no tokenizer.json"),
         (lambda folder: (folder / "config.json").write_text("{"), "config.json cannot be read"),
         (lambda folder: (folder / "config.json").write_text("[]"), "holds list, not an object"),
+        (
+            lambda folder: (folder / "config.json").write_text('{"a":' * 99_999),
+            "config.json is nested too deeply",
+        ),
+        *(
+            (lambda folder, found=found: configure(folder, found), expected)
+            for found, expected in [
+                ('"max_position_embeddings": Infinity', "holds max_position_embeddings inf, out"),
+                ('"max_position_embeddings": -1e999', "holds max_position_embeddings -inf, out"),
+                ('"max_position_embeddings": NaN', "holds max_position_embeddings nan, out of"),
+                ('"pad_token_id": Infinity, "model_type": "roberta"', "holds pad_token_id inf"),
+                ('"pad_token_id": 1e12, "model_type": "roberta"', "holds pad_token_id 1000000"),
+                ('"model_type": []', r"holds model_type \[\], no name"),
+                ('"max_position_embeddings": 3', "3 tokens have no room for two texts"),
+            ]
+        ),
+        (
+            lambda folder: (folder / "tokenizer_config.json").write_text('{"model_max_length": 3}'),
+            "3 tokens have no room for two texts .*or set max_length",
+        ),
+        (
+            lambda folder: (folder / "tokenizer.json").write_text(
+                json.dumps(json.loads(make_tokenizer("bert").to_str()) | {"post_processor": None})
+            ),
+            "puts no special tokens around a pair",
+        ),
         (lambda folder: save(make_graph(200, pooled=False), folder), "an embedding model"),
         (lambda folder: save(make_graph(200, labels=3), folder), "another kind of model"),
         (lambda folder: save(rename_input(make_graph(200)), folder), "asks for .* position_ids"),
@@ -224,6 +254,25 @@ def test_missing_external_data_is_named(
 
     with pytest.raises(ModelLoadError, match="external data"):
         open_model()
+
+
+def test_a_pad_id_that_is_none_is_refused(
+    tmp_path: Path, open_model: Callable[..., OnnxScorer]
+) -> None:
+    write_model(tmp_path, pad_token_id=10**30)
+    (tmp_path / "tokenizer_config.json").unlink()
+
+    with pytest.raises(ModelLoadError, match=r"config\.json holds pad_token_id 1000000"):
+        open_model()
+
+
+def test_a_limit_that_a_tokenizer_has_wrong_can_be_set(
+    tmp_path: Path, open_model: Callable[..., OnnxScorer]
+) -> None:
+    write_model(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text('{"model_max_length": 2}')
+
+    assert open_model(max_length=32).encode("cat", ["dog " * 100])[0].tokens == 32
 
 
 def test_the_pad_token_comes_from_the_settings(
