@@ -218,6 +218,26 @@ def _latin(path: Path) -> str:
     return "a.jsonl: not UTF-8 text (byte 0xe9 at 4)"
 
 
+def _utf_16(path: Path) -> str:
+    path.write_text("fox", encoding="utf-16")
+    return "a.jsonl: not UTF-8 text (byte 0xff at 0); convert it"
+
+
+def _binary(path: Path) -> str:
+    path.write_bytes(b"\x89PNG\0\0")
+    return "a.jsonl: a binary file; documents are read from text and JSON lines"
+
+
+def _nested(path: Path) -> str:
+    path.write_text('"a"\n' + "[" * 200_000, encoding="utf-8")
+    return "a.jsonl:2: JSON nested too deeply"
+
+
+def _half_a_character(path: Path) -> str:
+    path.write_text('{"text": "fox \\ud83e"}\n', encoding="utf-8")
+    return "a.jsonl:1: 'text' holds half a character, the lone surrogate U+D83E at 4"
+
+
 def _empty(path: Path) -> str:
     path.write_text("\n \n", encoding="utf-8")
     return "no documents in "
@@ -234,7 +254,20 @@ def _folder_of_nothing(path: Path) -> str:
 
 
 @pytest.mark.parametrize(
-    "broken", [_bad_json, _no_field, _number, _latin, _empty, _missing, _folder_of_nothing]
+    "broken",
+    [
+        _bad_json,
+        _no_field,
+        _number,
+        _latin,
+        _utf_16,
+        _binary,
+        _nested,
+        _half_a_character,
+        _empty,
+        _missing,
+        _folder_of_nothing,
+    ],
 )
 def test_what_cannot_be_read_is_named_in_one_line(run: Run, tmp_path: Path, broken: Any) -> None:
     path = tmp_path / "a.jsonl"
@@ -263,19 +296,95 @@ def test_a_terminal_without_documents_is_told_what_to_do(
     assert "name files or folders, or pipe documents in" in capsys.readouterr().err
 
 
-def test_a_blank_query_is_the_callers_error(run: Run, notes: Path) -> None:
-    found = run("rank", " ", "notes.txt")
+@pytest.mark.parametrize(
+    ("query", "message"),
+    [(" ", "query is blank"), ("fox \udcff", "the query holds half a character")],
+)
+def test_a_query_that_is_none_is_refused_before_anything_is_read(
+    run: Run, query: str, message: str
+) -> None:
+    found = run("rank", query, "missing.txt")
 
     assert (found.code, found.out) == (2, "")
-    assert "query is blank" in found.err
+    assert message in found.err
 
 
-@pytest.mark.parametrize("value", ["0", "-1", "many"])
-def test_a_top_n_that_is_none_is_refused(run: Run, notes: Path, value: str) -> None:
-    found = run("rank", QUERY, "notes.txt", f"--top-n={value}")
+def test_a_path_that_is_too_long_is_one_line(run: Run) -> None:
+    found = run("rank", QUERY, "a" * 300)
 
-    assert found.code == 2
-    assert "top" in found.err.splitlines()[-1]
+    assert (found.code, found.out) == (2, "")
+    assert "cannot be read (File name too long)" in found.err
+    assert found.err.count("\n") == 1
+
+
+def test_folders_that_cannot_be_listed_are_counted_unless_they_were_named(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "closed").mkdir()
+    (tmp_path / "a.txt").write_text("red fox", encoding="utf-8")
+    listed = type(tmp_path).iterdir
+
+    def refuse(path: Path) -> Any:
+        if path.name == "closed":
+            raise PermissionError(13, "Permission denied")
+        return listed(path)
+
+    monkeypatch.setattr(type(tmp_path), "iterdir", refuse)
+
+    below, named = (run("rank", QUERY, str(path)) for path in (tmp_path, tmp_path / "closed"))
+
+    assert below.code == 0
+    assert "skipped 1 file: 1 unreadable" in below.err
+    assert named.code == 2
+    assert "closed: cannot be read (Permission denied)" in named.err
+
+
+def test_of_a_binary_file_the_head_is_read_alone(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "a.txt").write_text("red fox", encoding="utf-8")
+    with (tmp_path / "large.bin").open("wb") as file:
+        file.truncate(1 << 42)  # no memory holds it; nothing is stored
+
+    found = run("rank", QUERY, str(tmp_path), "--json")
+
+    assert _texts(found.out) == ["red fox"]
+    assert found.err == "skipped 1 file: 1 binary\n"
+    assert "large.bin: a binary file" in run("rank", QUERY, str(tmp_path / "large.bin")).err
+
+
+@pytest.mark.parametrize("alien", ['{"event": "start"}', "[1, 2]"])
+def test_a_file_of_other_data_does_not_stop_a_folder(run: Run, tmp_path: Path, alien: str) -> None:
+    (tmp_path / "a.jsonl").write_text('{"text": "red fox"}\n', encoding="utf-8")
+    (tmp_path / "log.jsonl").write_text(f"{alien}\n", encoding="utf-8")
+
+    guessed = run("rank", QUERY, str(tmp_path), "--json")
+    asked = run("rank", QUERY, str(tmp_path), "--field", "text")
+
+    assert _texts(guessed.out) == ["red fox"]
+    assert guessed.err == "skipped 1 file: 1 without a text field\n"
+    assert asked.code == 2
+    assert "log.jsonl:1: " in asked.err
+
+
+@pytest.mark.parametrize(
+    ("flag", "value", "expected"),
+    [
+        ("--top-n", "0", "a whole number of at least 1, or \"all\", got '0'"),
+        ("--top-n", "-1", "a whole number of at least 1, or \"all\", got '-1'"),
+        ("--top-n", "many", "a whole number of at least 1, or \"all\", got 'many'"),
+        ("--min-results", "-1", "a whole number of at least 0, got '-1'"),
+        ("--score-threshold", "nan", "a number, got 'nan'"),
+        ("--score-threshold", "high", "a number, got 'high'"),
+    ],
+)
+def test_a_flag_that_makes_no_sense_is_refused_by_its_name_before_anything_is_read(
+    run: Run, flag: str, value: str, expected: str
+) -> None:
+    found = run("rank", QUERY, "missing.txt", f"{flag}={value}")
+
+    assert (found.code, found.out) == (2, "")
+    assert found.err.endswith(f"argument {flag}: expected {expected}\n")
 
 
 def test_settings_reach_the_reranker(
