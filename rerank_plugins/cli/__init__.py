@@ -50,12 +50,24 @@ def _run(argv: Sequence[str] | None) -> int:
     # A closed output must show itself before the work is done.
     flush()
     try:
-        args = _parser().parse_args(argv)
+        args = _parse(argv)
         code: int = args.run(args)
         return code
     finally:
         # Help and version end the program from within; a closed pipe must show itself here.
         flush()
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse a command; paths may stand behind flags, where argparse looks for none."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if not rest:
+        return args
+    if "paths" not in args or any(part.startswith("-") and part != "-" for part in rest):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    args.paths += rest
+    return args
 
 
 def _parser() -> argparse.ArgumentParser:

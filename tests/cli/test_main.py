@@ -210,6 +210,19 @@ def test_a_device_that_is_none_is_refused_whatever_the_model(run: Run, model: st
     assert found.err.endswith('device: expected "auto", "cpu", "cuda" or "cuda:N", got \'tpu\'\n')
 
 
+def test_paths_may_stand_behind_flags(run: Run, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_text("fox")
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+
+    found = run("rank", "fox", "--top-n", "1", a, "--json", b, "-", stdin=b"sky")
+    wrong = run("rank", "fox", "--top-n", "1", a, "--jsno")
+
+    assert (found.code, json.loads(found.out)["documents"][0]["source"]) == (0, f"{a}:1")
+    assert wrong.code == 2
+    assert "unrecognized arguments: " in wrong.err
+
+
 def test_a_malformed_command_is_2(run: Run) -> None:
     assert run("rerank", "fox").code == 2
     assert run().code == 2
