@@ -6,8 +6,10 @@
 from __future__ import annotations
 
 import argparse
+import re
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 from langchain_core.documents import Document
 from langchain_rag import Bm25Retriever as LangChainRetriever
@@ -16,13 +18,12 @@ from llama_index_rag import Bm25Retriever as LlamaIndexRetriever
 from stdlib_docs import MODULES, Docstring, harvest
 
 from rerank_plugins import RerankConfig, Reranker
-from rerank_plugins.cli.documents import Reading, read_documents
-from rerank_plugins.cli.table import clip, clip_start, one_line, pad
 from rerank_plugins.langchain import RerankRetriever
 from rerank_plugins.llama_index import RerankPostprocessor
 
 FIRST_STAGE = 50
 SHOWN = 5
+TEXT_FILES = (".md", ".rst", ".txt")
 
 QUESTIONS = {
     "How do I split a shell command into its arguments?": {"shlex.split"},
@@ -121,12 +122,14 @@ Pipelines = dict[str, LangChainPipeline | LlamaIndexPipeline]
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--docs", help="rank the text files in this folder")
+    parser.add_argument("--docs", help=f"rank the {', '.join(TEXT_FILES)} files below this")
     parser.add_argument("--query", help="ask this")
     args = parser.parse_args()
     if args.docs and not args.query:
         parser.error('--docs needs a --query: make demo DOCS=folder QUERY="your question"')
-    docstrings = own_documents(args.docs) if args.docs else harvest()
+    docstrings = own_documents(Path(args.docs)) if args.docs else harvest()
+    if not docstrings:
+        parser.error(f"no text in {args.docs}: the demo reads {', '.join(TEXT_FILES)} files")
     where = args.docs or f"the docstrings of {len(MODULES)} modules of the standard library"
     print(f"{len(docstrings):,} documents from {where}")
     with Reranker.from_config(RerankConfig.from_env()) as reranker:
@@ -145,8 +148,15 @@ def main() -> None:
             show_time("Second pass", reranker, pipelines)
 
 
-def own_documents(folder: str) -> list[Docstring]:
-    return [Docstring(d.source, d.text) for d in read_documents([folder], Reading()).documents]
+def own_documents(folder: Path) -> list[Docstring]:
+    """Return the paragraphs of the text files below *folder*, under the name of their file."""
+    return [
+        Docstring(str(path.relative_to(folder)), paragraph)
+        for path in sorted(folder.rglob("*"))
+        if path.suffix in TEXT_FILES and path.is_file()
+        for paragraph in re.split(r"\n\s*\n", path.read_text(encoding="utf-8", errors="replace"))
+        if paragraph.strip()
+    ]
 
 
 def show_table(pipelines: Pipelines, docstrings: list[Docstring]) -> None:
@@ -197,13 +207,15 @@ def show_one(question: str, pipelines: Pipelines, docstrings: list[Docstring]) -
     print(f"{question}\n")
     for name, pipeline in pipelines.items():
         answer = pipeline.ask(question)
+        if not answer.before:
+            print(f"{name}: BM25 finds no document with a word of the question")
+            continue
         print(f"{name}, {answer.seconds * 1000:.0f} ms; place by BM25 → by the reranker")
-        for rank, (i, score) in enumerate(zip(answer.after, answer.scores, strict=True), start=1):
-            if rank > SHOWN:
-                break
-            source = pad(clip_start(docstrings[i].name, 30), 30)
-            text = clip(one_line(docstrings[i].text), 48)
-            print(f"  {answer.before.index(i) + 1:>2} → {rank}  {score:.3f}  {source}  {text}")
+        best = list(zip(answer.after, answer.scores, strict=True))[:SHOWN]
+        for rank, (i, score) in enumerate(best, start=1):
+            source = docstrings[i].name[-30:]
+            text = " ".join(docstrings[i].text.split())[:48]
+            print(f"  {answer.before.index(i) + 1:>2} → {rank}  {score:.3f}  {source:<30}  {text}")
         print()
 
 

@@ -61,12 +61,17 @@ def stdlib_documents() -> list[Document]:
 
 def main(question: str) -> None:
     documents = stdlib_documents()
-    retriever = RerankRetriever(base_retriever=Bm25Retriever(documents=documents), top_n=3)
+    first = Bm25Retriever(documents=documents)
+    retriever = RerankRetriever(base_retriever=first, top_n=3)
 
     best = retriever.invoke(question)
 
     print(f"Question: {question}")
-    print(f"{len(documents)} docstrings → 30 by BM25 → {len(best)} by the reranker:\n")
+    if not best:
+        print(f"None of {len(documents)} docstrings has a word of it: there is nothing to rerank.")
+        return
+    found = len(first.invoke(question))
+    print(f"{len(documents)} docstrings → {found} by BM25 → {len(best)} by the reranker:\n")
     for document in best:
         print(f"  {document.metadata['relevance_score']:.3f}  {document.metadata['source']}")
     context = "\n\n".join(document.page_content for document in best)

@@ -65,13 +65,17 @@ def main(question: str) -> None:
     # The same object goes into a query engine:
     # RetrieverQueryEngine.from_args(retriever, node_postprocessors=[reranker])
 
-    best = reranker.postprocess_nodes(retriever.retrieve(question), query_str=question)
+    found = retriever.retrieve(question)
+    best = reranker.postprocess_nodes(found, query_str=question)
 
     print(f"Question: {question}")
-    print(f"{len(nodes)} docstrings → 30 by BM25 → {len(best)} by the reranker:\n")
+    if not best:
+        print(f"None of {len(nodes)} docstrings has a word of it: there is nothing to rerank.")
+        return
+    print(f"{len(nodes)} docstrings → {len(found)} by BM25 → {len(best)} by the reranker:\n")
     for each in best:
-        found = each.node.metadata
-        print(f"  {each.score:.3f}  (BM25 {found['retrieval_score']:5.2f})  {found['source']}")
+        facts = each.node.metadata
+        print(f"  {each.score:.3f}  (BM25 {facts['retrieval_score']:5.2f})  {facts['source']}")
     context = "\n\n".join(each.node.get_content() for each in best)
     prompt = PROMPT.format(context_str=context, query_str=question)
     print(f"\nWhat a language model gets:\n\n{prompt}\n")

@@ -23,8 +23,7 @@ def score_by_hand(
     )
     names = [node.name for node in session.get_inputs()]
     logits = []
-    for document in documents:
-        pair = tokenizer.encode(query, document)
+    for pair in tokenizer.encode_batch([(query, document) for document in documents]):
         rows = {"input_ids": pair.ids, "attention_mask": pair.attention_mask}
         rows["token_type_ids"] = pair.type_ids
         feeds = {name: np.array([rows[name]], dtype=np.int64) for name in names}
@@ -33,6 +32,8 @@ def score_by_hand(
 
 
 if __name__ == "__main__":
+    if len(sys.argv) < 4:
+        sys.exit(__doc__.splitlines()[-1])
     folder, query, *documents = sys.argv[1:]
     scored = zip(score_by_hand(folder, query, documents), documents, strict=True)
     for logit, document in sorted(scored, reverse=True):

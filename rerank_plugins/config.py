@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Mapping
 from enum import StrEnum
 from typing import Any, Literal, Self, TypedDict
@@ -25,6 +26,8 @@ ENV_PREFIX = "RERANK_PLUGINS_"
 
 FUNCTION_SETTINGS = frozenset({"normalizer", "language_detector", "text_hook"})
 """Settings that are functions: no variable and no flag can hold them."""
+
+_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]+)?")
 
 
 class Backend(StrEnum):
@@ -85,7 +88,9 @@ class Settings(BaseModel):
         default=Precision.AUTO, description="which weights to take where a model has several"
     )
     max_length: int | None = Field(
-        default=None, ge=8, description="longest pair in tokens; None is the model's own limit"
+        default=None,
+        ge=8,
+        description="longest pair in tokens; the model's own limit where not set",
     )
     truncation: Truncation = Field(
         default=Truncation.LONGEST_FIRST, description="what is cut beyond max_length"
@@ -107,7 +112,7 @@ class Settings(BaseModel):
         default=50_000, ge=0, description="pairs kept in the cache; 0 turns it off"
     )
     batch_tokens: int | None = Field(
-        default=None, ge=1, description="tokens in one batch; None is the scorer's own budget"
+        default=None, ge=1, description="tokens in one batch; the scorer's own budget where not set"
     )
     queue_tokens: int = Field(
         default=4_000_000, ge=1, description="tokens that may wait before QueueFullError"
@@ -116,10 +121,17 @@ class Settings(BaseModel):
         default=None,
         gt=0,
         le=LONGEST_TIMEOUT_S,
-        description="seconds a request may take; None is no limit",
+        description="seconds a request may take; no limit where not set",
     )
     revision: str | None = Field(default=None, description="branch, tag or commit on the hub")
     local_files_only: bool = Field(default=False, description="never ask the hub")
+
+    @field_validator("device")
+    @classmethod
+    def _device_is_one(cls, value: str) -> str:
+        if not _DEVICE.fullmatch(value):
+            raise ValueError('expected "auto", "cpu", "cuda" or "cuda:N"')
+        return value
 
     @field_validator("language_models")
     @classmethod
@@ -158,18 +170,25 @@ class RerankConfig(Settings):
             raise ConfigError(_explain(exc)) from None
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] | None = None) -> RerankConfig:
+    def from_env(
+        cls,
+        environ: Mapping[str, str] | None = None,
+        *,
+        overrides: Mapping[str, str] | None = None,
+    ) -> RerankConfig:
         """Read settings from ``RERANK_PLUGINS_<NAME>`` variables: the only use of the environment.
 
         Functions cannot be set this way; ``language_models`` is written ``zh=MODEL,de=MODEL``.
+        *overrides* holds texts by setting name; where it has one, the variable is not looked at.
 
         Raises:
             ConfigError: on a value out of range, naming the setting.
         """
         found = os.environ if environ is None else environ
+        given = overrides or {}
         settings: dict[str, object] = {}
         for name in cls.model_fields:
-            value = found.get(ENV_PREFIX + name.upper())
+            value = given.get(name, found.get(ENV_PREFIX + name.upper()))
             if value is None or name in FUNCTION_SETTINGS:
                 continue
             settings[name] = _parse_routes(value) if name == "language_models" else value

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from rerank_plugins.cli import eval as eval_verb
 from rerank_plugins.cli import info, rank
+from rerank_plugins.cli.output import OutputError, flush, print_line, print_note
 from rerank_plugins.errors import ConfigError, InputError, MissingExtraError, RerankError
 
 if TYPE_CHECKING:
@@ -37,18 +38,36 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:
         _forget_stdout()
         return PIPE_CLOSED
+    except OutputError as exc:
+        _forget_stdout()
+        _complain(f"cannot write: {exc}")
+        return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
 
 
 def _run(argv: Sequence[str] | None) -> int:
+    # A closed output must show itself before the work is done.
+    flush()
     try:
-        args = _parser().parse_args(argv)
+        args = _parse(argv)
         code: int = args.run(args)
         return code
     finally:
         # Help and version end the program from within; a closed pipe must show itself here.
-        sys.stdout.flush()
+        flush()
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Parse a command; paths may stand behind flags, where argparse looks for none."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    if not rest:
+        return args
+    if "paths" not in args or any(part.startswith("-") and part != "-" for part in rest):
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    args.paths += rest
+    return args
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -72,16 +91,18 @@ class _Version(argparse.Action):
     def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
         from importlib.metadata import version
 
-        print(f"rerank-plugins {version('rerank-plugins')}")
+        print_line(f"rerank-plugins {version('rerank-plugins')}")
         parser.exit()
 
 
 def _complain(message: str) -> None:
-    print(f"rerank-plugins: {'; '.join(message.splitlines())}", file=sys.stderr)
+    print_note(f"rerank-plugins: {'; '.join(message.splitlines())}")
 
 
 def _forget_stdout() -> None:
     """Point standard output nowhere: the interpreter would complain again when it flushes it."""
+    if sys.stdout is None:
+        return
     nowhere = os.open(os.devnull, os.O_WRONLY)
     os.dup2(nowhere, sys.stdout.fileno())
     os.close(nowhere)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import sys
 from collections import Counter
@@ -11,9 +10,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal
 
 from rerank_plugins.errors import InputError
+from rerank_plugins.evaluation.lines import BOM, check_characters, json_values, readable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+    from typing import BinaryIO
 
 Format = Literal["auto", "text", "jsonl"]
 Split = Literal["paragraph", "line", "file"]
@@ -24,6 +25,9 @@ TEXT_FIELDS: Final = ("text", "page_content", "content")
 
 _JSON_LINES: Final = frozenset({".jsonl", ".ndjson"})
 _SNIFFED_BYTES: Final = 8192
+_UTF_16: Final = (b"\xff\xfe", b"\xfe\xff")
+"""How text in UTF-16 begins, which has zero bytes like a binary file."""
+
 _HEADING: Final = re.compile(r"#{1,6} ")
 
 
@@ -52,6 +56,14 @@ class Read:
     skipped: Counter[str] = field(default_factory=Counter)
 
 
+class _BinaryError(InputError):
+    """A file is no text."""
+
+
+class _NoTextError(InputError):
+    """A JSON value has no text in the fields that were looked at."""
+
+
 def read_documents(paths: Sequence[str], reading: Reading) -> Read:
     """Read every path in turn; ``-``, or no path at all, is standard input.
 
@@ -61,14 +73,15 @@ def read_documents(paths: Sequence[str], reading: Reading) -> Read:
     """
     read = Read()
     for name in paths or (STDIN,):
-        path = Path(name)
         if name == STDIN:
             read.documents += _parse(_standard_input(), "stdin", reading)
-        elif path.is_dir():
-            for file in _files_under(path):
-                _read_from_folder(file, reading, read)
+        elif _is_folder(name):
+            for path in _files_under(Path(name), read.skipped):
+                _read_from_folder(path, reading, read)
         else:
-            read.documents += _parse(_decode(_bytes_of(path), name), name, reading)
+            with readable(name), Path(name).open("rb") as file:
+                text = _read_text(file, name)
+            read.documents += _parse(text, name, reading)
     if not read.documents:
         where = ", ".join("standard input" if name == STDIN else name for name in paths or (STDIN,))
         raise InputError(f"no documents in {where}{_aside(read.skipped)}")
@@ -91,52 +104,72 @@ def _aside(skipped: Counter[str]) -> str:
 def _standard_input() -> str:
     if sys.stdin is None or sys.stdin.isatty():
         raise InputError("no documents: name files or folders, or pipe documents in")
-    return _decode(sys.stdin.buffer.read(), "stdin")
+    with readable("stdin"):
+        return _read_text(sys.stdin.buffer, "stdin")
 
 
-def _files_under(folder: Path) -> Iterator[Path]:
+def _is_folder(name: str) -> bool:
+    with readable(name):
+        if not Path(name).is_dir():
+            return False
+        # One that was named and cannot be listed is an error; one below it is counted.
+        next(Path(name).iterdir(), None)
+        return True
+
+
+def _files_under(folder: Path, skipped: Counter[str]) -> Iterator[Path]:
     """Yield the files below a folder in the order of their names, hidden ones left out."""
-    for path in sorted(folder.iterdir()):
+    try:
+        paths = sorted(folder.iterdir())
+    except OSError:
+        skipped["unreadable"] += 1
+        return
+    for path in paths:
         if path.name.startswith("."):
             continue
+        try:
+            is_folder, is_file = path.is_dir(), path.is_file()
+        except OSError:
+            skipped["unreadable"] += 1
+            continue
         # A link to a folder may lead back to where it is.
-        if path.is_dir():
-            if not path.is_symlink():
-                yield from _files_under(path)
-        elif path.is_file():
+        if is_folder and not path.is_symlink():
+            yield from _files_under(path, skipped)
+        elif is_file:
             yield path
 
 
 def _read_from_folder(path: Path, reading: Reading, read: Read) -> None:
     """Read one file that nobody named: what is no text is counted and passed over."""
     try:
-        data = path.read_bytes()
+        with path.open("rb") as file:
+            text = _read_text(file, str(path))
     except OSError:
         read.skipped["unreadable"] += 1
         return
-    if b"\0" in data[:_SNIFFED_BYTES]:
+    except _BinaryError:
         read.skipped["binary"] += 1
         return
-    try:
-        text = _decode(data, str(path))
     except InputError:
         read.skipped["not UTF-8"] += 1
         return
-    read.documents += _parse(text, str(path), reading)
-
-
-def _bytes_of(path: Path) -> bytes:
     try:
-        return path.read_bytes()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file or folder") from None
-    except OSError as exc:
-        raise InputError(f"{path}: cannot be read ({exc.strerror})") from None
+        read.documents += _parse(text, str(path), reading)
+    except _NoTextError:
+        # A field that was asked for is missed; one that was guessed may belong to other data.
+        if reading.field is not None:
+            raise
+        read.skipped["without a text field"] += 1
 
 
-def _decode(data: bytes, name: str) -> str:
+def _read_text(file: BinaryIO, name: str) -> str:
+    """Read a file of UTF-8; the head comes first, since a binary file may be large."""
+    head = file.read(_SNIFFED_BYTES)
+    if b"\0" in head and not head.startswith(_UTF_16):
+        raise _BinaryError(f"{name}: a binary file; documents are read from text and JSON lines")
+    data = head + file.read()
     try:
-        return data.decode().removeprefix("\ufeff")
+        return data.decode().removeprefix(BOM)
     except UnicodeDecodeError as exc:
         raise InputError(
             f"{name}: not UTF-8 text (byte 0x{data[exc.start]:02x} at {exc.start}); convert it, "
@@ -186,20 +219,13 @@ def _paragraphs(lines: Sequence[str]) -> Iterator[tuple[int, str]]:
 
 
 def _json_lines(text: str, name: str, wanted: str | None) -> Iterator[SourceDocument]:
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{name}:{number}"
-        try:
-            value = json.loads(line)
-        except ValueError as exc:
-            raise InputError(f"{where}: invalid JSON ({exc})") from None
+    for where, value in json_values(text.split("\n"), name):
         if isinstance(value, str):
-            yield SourceDocument(value, where)
-            continue
-        if not isinstance(value, dict):
-            raise InputError(f"{where}: expected a string or an object, got {line.strip():.60}")
-        yield SourceDocument(_text_of(value, where, wanted), _source_of(value, where))
+            yield SourceDocument(check_characters(value, f"{where}: the text"), where)
+        elif isinstance(value, dict):
+            yield SourceDocument(_text_of(value, where, wanted), _source_of(value, where))
+        else:
+            raise _NoTextError(f"{where}: expected a string or an object, got {value!r:.60}")
 
 
 def _text_of(value: dict[str, object], where: str, wanted: str | None) -> str:
@@ -207,9 +233,9 @@ def _text_of(value: dict[str, object], where: str, wanted: str | None) -> str:
     for name in fields:
         text = value.get(name)
         if isinstance(text, str):
-            return text
+            return check_characters(text, f"{where}: {name!r}")
     known = ", ".join(sorted(value)) or "none"
-    raise InputError(
+    raise _NoTextError(
         f"{where}: no text in {' or '.join(map(repr, fields))}; its fields are {known}: "
         "choose one with --field"
     )

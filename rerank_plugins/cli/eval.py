@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING
 
-from rerank_plugins.cli.output import print_json, print_line, progress_bar
+from rerank_plugins.cli.output import print_json, print_line, print_note, progress_bar
 from rerank_plugins.cli.settings import add_settings, chosen_config
-from rerank_plugins.cli.table import aligned
+from rerank_plugins.cli.table import aligned, one_line
 from rerank_plugins.errors import InputError
+from rerank_plugins.evaluation.first_stage import DEPTH
+from rerank_plugins.evaluation.reranking import SEED
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -18,14 +20,12 @@ if TYPE_CHECKING:
     from rerank_plugins.config import RerankConfig
     from rerank_plugins.evaluation.measures import Measured
     from rerank_plugins.evaluation.reranking import Reranked
-    from rerank_plugins.evaluation.sets import RetrievalSet
+    from rerank_plugins.evaluation.sets import Query, RetrievalSet
 
-_SEED: Final = 13
-_DEPTH: Final = 100
 _ABOUT = """\
 A set is a folder of queries.jsonl, corpus.jsonl, qrels.tsv and, where a first stage is given,
-candidates.tsv; each may end in .gz. Otherwise the first stage is BM25 (k1 0.9, b 0.4). Candidates
-are shuffled before they are reranked, so that ties owe nothing to the first stage.
+candidates.tsv; each may end in .gz. Otherwise the first stage is BM25 (k1 0.9, b 0.4). What it
+found is shuffled before it is reranked, so that ties owe nothing to the first stage.
 """
 
 
@@ -51,10 +51,14 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument("folders", metavar="DIR", nargs="+", type=Path, help="a retrieval set")
     parser.add_argument("--queries", type=int, metavar="N", help="draw N queries; all otherwise")
     parser.add_argument(
-        "--depth", type=int, default=_DEPTH, metavar="N", help=f"candidates per query ({_DEPTH})"
+        "--depth",
+        type=int,
+        default=DEPTH,
+        metavar="N",
+        help=f"documents of the first stage per query ({DEPTH})",
     )
     parser.add_argument(
-        "--seed", type=int, default=_SEED, metavar="N", help=f"of shuffles and draws ({_SEED})"
+        "--seed", type=int, default=SEED, metavar="N", help=f"of shuffles and draws ({SEED})"
     )
     parser.add_argument(
         "--compare", action="append", default=[], metavar="MODEL", help="measure this one too"
@@ -69,37 +73,52 @@ def run(args: argparse.Namespace) -> int:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise InputError(f"--{name} must be at least 1, got {value}")
-    from rerank_plugins.evaluation.sets import read_set
-
     config = chosen_config(args)
     models = list(dict.fromkeys([*args.compare, config.model]))
     # All are read before the first is ranked: a slip in the last path should not cost an hour.
+    chosen = [_read(folder, args) for folder in args.folders]
     results = []
-    for dataset in [read_set(folder) for folder in args.folders]:
-        result = _evaluate(dataset, config, models, args)
+    for dataset, queries in chosen:
+        result = _evaluate(dataset, queries, config, models, args)
         results.append(result)
         if not args.json:
-            _print_result(result, args.depth, last=len(results) == len(args.folders))
+            _print_result(result, args.depth, last=len(results) == len(chosen))
     if args.json:
         print_json({"seed": args.seed, "depth": args.depth, "sets": list(map(_as_json, results))})
     return 0
 
 
+def _read(folder: Path, args: argparse.Namespace) -> tuple[RetrievalSet, tuple[Query, ...]]:
+    """Read a set, draw its queries, and say what of it lowers every measure."""
+    from rerank_plugins.evaluation.reranking import choose_queries
+    from rerank_plugins.evaluation.sets import read_set
+
+    dataset = read_set(folder)
+    queries = choose_queries(dataset, args.queries, seed=args.seed)
+    if missing := dataset.missing_documents:
+        print_note(
+            f"{dataset.name}: not in the corpus, and so never found: {len(missing)} relevant "
+            f"{'document' if len(missing) == 1 else 'documents'} of the qrels, such as "
+            f"{min(missing)!r}"
+        )
+    return dataset, queries
+
+
 def _evaluate(
-    dataset: RetrievalSet, config: RerankConfig, models: Sequence[str], args: argparse.Namespace
+    dataset: RetrievalSet,
+    queries: Sequence[Query],
+    config: RerankConfig,
+    models: Sequence[str],
+    args: argparse.Namespace,
 ) -> Result:
     from rerank_plugins.evaluation.first_stage import first_stage
     from rerank_plugins.evaluation.measures import measure
-    from rerank_plugins.evaluation.reranking import choose_queries
 
-    queries = choose_queries(dataset, args.queries, seed=args.seed)
-    if not queries:
-        raise InputError(f"{dataset.name}: no query has a relevant document in the qrels")
-    candidates = first_stage(dataset, queries, depth=args.depth)
-    before = measure(dataset.grades, candidates)
+    found = first_stage(dataset, queries, depth=args.depth)
+    before = measure(dataset.grades, found)
     reranked = {}
     for model in models:
-        run_ = _rerank(_for_model(config, model), dataset, candidates, args.seed)
+        run_ = _rerank(_for_model(config, model), dataset, queries, found, args.seed)
         reranked[model] = run_, measure(dataset.grades, run_.rankings)
     return Result(dataset, len(queries), before, reranked)
 
@@ -115,20 +134,21 @@ def _for_model(config: RerankConfig, model: str) -> RerankConfig:
 def _rerank(
     config: RerankConfig,
     dataset: RetrievalSet,
-    candidates: Mapping[str, Sequence[str]],
+    queries: Sequence[Query],
+    found: Mapping[str, Sequence[str]],
     seed: int,
 ) -> Reranked:
-    from rerank_plugins.evaluation.reranking import rerank
+    from rerank_plugins.evaluation.reranking import rerank, warm_up
     from rerank_plugins.reranker import Reranker
 
     label = f"{dataset.name}, {config.model}"
     with (
         Reranker.from_config(config) as reranker,
-        progress_bar(len(candidates), unit="queries", label=label) as bar,
+        progress_bar(len(queries), unit="queries", label=label) as bar,
     ):
         # Loading is no part of the speed that is printed.
-        reranker.warmup()
-        return rerank(reranker, dataset, candidates, seed=seed, on_query=bar.update)
+        warm_up(reranker, queries)
+        return rerank(reranker, dataset, found, seed=seed, on_query=bar.update)
 
 
 def _as_json(result: Result) -> dict[str, object]:
@@ -138,6 +158,7 @@ def _as_json(result: Result) -> dict[str, object]:
         "documents": len(dataset.documents),
         "queries": result.queries,
         "queries_without_relevant_documents": len(dataset.queries) - len(dataset.judged_queries),
+        "relevant_documents_not_in_corpus": len(dataset.missing_documents),
         "first_stage": {"name": _first_stage_name(dataset), "measures": result.first_stage.means()},
         "rerankers": [
             {
@@ -156,7 +177,15 @@ def _as_json(result: Result) -> dict[str, object]:
 
 
 def _first_stage_name(dataset: RetrievalSet) -> str:
-    return "BM25" if dataset.candidates is None else "given candidates"
+    return "BM25" if dataset.first_stage is None else "as given"
+
+
+def _label(model: str, scorers: Mapping[str, int]) -> str:
+    """Name the model, and who answered in its place: the scorer of a language, say."""
+    if list(scorers) == [model]:
+        return model
+    counted = [f"{name} {count}" for name, count in scorers.items()]
+    return f"{model} (answered by {', '.join(counted if len(counted) > 1 else scorers)})"
 
 
 def _print_result(result: Result, depth: int, *, last: bool) -> None:
@@ -171,12 +200,12 @@ def _print_result(result: Result, depth: int, *, last: bool) -> None:
         ("", *means, "pairs/s", "seconds"),
         (first_stage, *(f"{value:.3f}" for value in means.values()), "", ""),
     ]
-    for reranked, measured in result.reranked.values():
+    for model, (reranked, measured) in result.reranked.items():
         gains = measured.gains(result.first_stage)
         errors = measured.standard_errors(result.first_stage)
         rows += [
             (
-                " + ".join(reranked.scorers),
+                one_line(_label(model, reranked.scorers)),
                 *(f"{value:.3f}" for value in measured.means().values()),
                 f"{reranked.pairs_per_s:.0f}",
                 f"{reranked.seconds:.1f}",

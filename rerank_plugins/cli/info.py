@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Final, Literal
 
+from rerank_plugins.cli.choices import settle
 from rerank_plugins.cli.hardware import (
     cpu_features,
     cpu_name,
@@ -17,12 +18,12 @@ from rerank_plugins.cli.hardware import (
 from rerank_plugins.cli.output import print_json, print_line
 from rerank_plugins.cli.settings import add_settings, chosen_config
 from rerank_plugins.cli.table import aligned, one_line
-from rerank_plugins.config import EMBEDDED, LEXICAL, Backend, Precision
 from rerank_plugins.errors import RerankError
 
 if TYPE_CHECKING:
     import argparse
 
+    from rerank_plugins.cli.choices import Choice
     from rerank_plugins.config import RerankConfig
 
 _CORE: Final = ("numpy", "pydantic", "tokenizers", "huggingface-hub")
@@ -34,16 +35,6 @@ _OPTIONAL: Final = (
     (("ir-measures",), "eval"),
 )
 """Packages, any of which will do, and the extra that installs the first."""
-
-_CUDA: Final = "CUDAExecutionProvider"
-
-
-@dataclass(frozen=True, slots=True)
-class Choice:
-    """What a setting comes to here, and why."""
-
-    value: str
-    why: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,62 +67,13 @@ def run(args: argparse.Namespace) -> int:
     """Look, and print what was found; a model that cannot be opened is a finding too."""
     config = chosen_config(args)
     providers = onnxruntime_providers()
-    choices = {
-        "backend": _backend(config),
-        "device": _device(config, providers),
-        "precision": _precision(config, providers),
-        "max_length": _max_length(config),
-    }
     opened = _open(config)
+    choices = settle(config, providers, scorer=opened.scorer, identity=opened.identity)
     if args.json:
         print_json(_as_json(config, providers, choices, opened))
     else:
         _print_report(config, providers, choices, opened)
     return 0
-
-
-def _backend(config: RerankConfig) -> Choice:
-    if config.backend is not Backend.AUTO:
-        return Choice(config.backend, "as set")
-    if config.model == LEXICAL:
-        return Choice(LEXICAL, "the lexical scorer has no model file")
-    if config.model == EMBEDDED:
-        return Choice(EMBEDDED, "the model that ships with this package")
-    return Choice(Backend.ONNX, "models from a folder, file or the hub run in onnxruntime")
-
-
-def _runs_in_onnxruntime(config: RerankConfig) -> bool:
-    return config.model not in {EMBEDDED, LEXICAL} and config.backend is not Backend.LEXICAL
-
-
-def _device(config: RerankConfig, providers: list[str] | None) -> Choice:
-    if not _runs_in_onnxruntime(config):
-        return Choice("cpu", "this scorer has no other")
-    if config.device != "auto":
-        return Choice(config.device, "as set")
-    if providers is None:
-        return Choice("none", "onnxruntime is not installed")
-    if _CUDA in providers:
-        return Choice("cuda", "onnxruntime offers CUDA")
-    return Choice("cpu", "onnxruntime offers no CUDA")
-
-
-def _precision(config: RerankConfig, providers: list[str] | None) -> Choice:
-    if not _runs_in_onnxruntime(config):
-        return Choice("its own", "there is one kind of weights")
-    if config.precision is not Precision.AUTO:
-        return Choice(config.precision, "as set")
-    from rerank_plugins.models.weights import wanted_precisions
-
-    device = _device(config, providers).value
-    wanted = wanted_precisions(config.precision, cuda=device.startswith("cuda"))
-    return Choice(" or else ".join(wanted), f"what the model has of them, on {device}")
-
-
-def _max_length(config: RerankConfig) -> Choice:
-    if config.max_length is not None:
-        return Choice(str(config.max_length), "as set")
-    return Choice("the model's own", "not set")
 
 
 def _open(config: RerankConfig) -> Opened:

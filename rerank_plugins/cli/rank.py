@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import sys
+import math
 from typing import TYPE_CHECKING, get_args
 
 from rerank_plugins.cli.documents import (
@@ -15,9 +15,11 @@ from rerank_plugins.cli.documents import (
     read_documents,
     skipped_note,
 )
-from rerank_plugins.cli.output import print_json, print_line, print_note, progress_bar
+from rerank_plugins.cli.output import flush, print_json, print_line, print_note, progress_bar
 from rerank_plugins.cli.settings import add_settings, chosen_config
 from rerank_plugins.cli.table import GAP, aligned, cells, clip, clip_start, one_line, terminal_width
+from rerank_plugins.evaluation.lines import check_characters
+from rerank_plugins.requests import check_query
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,9 +60,13 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     parser.add_argument(
         "--top-n", type=_top_n, default=10, metavar="N", help='how many to keep, or "all" (10)'
     )
-    parser.add_argument("--score-threshold", type=float, metavar="SCORE", help="lowest score kept")
+    parser.add_argument("--score-threshold", type=_score, metavar="SCORE", help="lowest score kept")
     parser.add_argument(
-        "--min-results", type=int, default=0, metavar="N", help="keep these whatever the threshold"
+        "--min-results",
+        type=_count,
+        default=0,
+        metavar="N",
+        help="keep these whatever the threshold",
     )
     parser.add_argument(
         "--split", choices=get_args(Split), default="paragraph", help="what of a text is a document"
@@ -78,6 +84,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def run(args: argparse.Namespace) -> int:
     """Read, rank, print."""
     config = chosen_config(args)
+    _check_query(args.query)
     reading = Reading(format=args.format, split=args.split, field=args.field)
     read = read_documents(args.paths, reading)
     if note := skipped_note(read.skipped):
@@ -94,11 +101,39 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _top_n(text: str) -> int | None:
-    return None if text == "all" else int(text)
+    if text == "all":
+        return None
+    if not _is_count(text) or int(text) < 1:
+        raise argparse.ArgumentTypeError(
+            f'expected a whole number of at least 1, or "all", got {text!r}'
+        )
+    return int(text)
 
 
-# What argparse calls the value in its complaint.
-_top_n.__name__ = "number"
+def _count(text: str) -> int:
+    if not _is_count(text):
+        raise argparse.ArgumentTypeError(f"expected a whole number of at least 0, got {text!r}")
+    return int(text)
+
+
+def _is_count(text: str) -> bool:
+    return text.isascii() and text.isdigit()
+
+
+def _score(text: str) -> float:
+    try:
+        score = float(text)
+    except ValueError:
+        score = math.nan
+    if not math.isfinite(score):
+        raise argparse.ArgumentTypeError(f"expected a number, got {text!r}")
+    return score
+
+
+def _check_query(query: str) -> None:
+    """See that the query is text before anything is read."""
+    check_characters(query, "the query")
+    check_query(query)
 
 
 async def _rank(reranker: Reranker, args: argparse.Namespace, texts: Sequence[str]) -> Ranking:
@@ -166,7 +201,7 @@ def _print_table(ranking: Ranking, documents: Sequence[SourceDocument]) -> None:
     texts = ["text", *(clip(one_line(ranked.text), max(20, width - left)) for ranked in ranking)]
     for head, text in zip(heads, texts, strict=True):
         print_line(f"{head}{' ' * (left - cells(head))}{text}".rstrip())
-    sys.stdout.flush()
+    flush()
     print_note(_summary(ranking, len(documents)))
 
 

@@ -36,15 +36,12 @@ def chosen_config(args: argparse.Namespace) -> RerankConfig:
         ConfigError: a setting is out of range or at odds with another one.
     """
     flags = {
-        ENV_PREFIX + name.upper(): str(getattr(args, name))
+        name: str(getattr(args, name))
         for name in setting_names()
         if getattr(args, name, None) is not None
     }
-    # Both are read by one parser, so that a value means the same in a flag and in a variable.
-    chosen: dict[str, Any] = {}
-    for config in (RerankConfig.from_env(), RerankConfig.from_env(flags)):
-        chosen |= {name: getattr(config, name) for name in config.model_fields_set}
-    return RerankConfig(**chosen)
+    # Both are texts to one parser, so that a value means the same in a flag and in a variable.
+    return RerankConfig.from_env(overrides=flags)
 
 
 def _add_setting(group: argparse._ArgumentGroup, name: str, field: FieldInfo) -> None:
@@ -59,7 +56,7 @@ def _add_setting(group: argparse._ArgumentGroup, name: str, field: FieldInfo) ->
         choices = [member.value for member in kind]
         group.add_argument(flag, dest=name, choices=choices, help=_help(field))
     else:
-        metavar = "LANGUAGE=MODEL,…" if kind is Mapping else _METAVARS.get(kind, "NAME")
+        metavar = "LANGUAGE=MODEL,..." if kind is Mapping else _METAVARS.get(kind, "NAME")
         group.add_argument(flag, dest=name, metavar=metavar, help=_help(field))
 
 

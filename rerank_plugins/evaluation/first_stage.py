@@ -5,8 +5,6 @@ from __future__ import annotations
 import unicodedata
 from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
 from rerank_plugins.errors import MissingExtraError
 from rerank_plugins.text.terms import split_terms
 
@@ -38,18 +36,24 @@ class FirstStage:
                 package="bm25s", extra="eval", needed_for="the BM25 first stage"
             ) from None
         self._index = bm25s.BM25(k1=K1, b=B, method="lucene")
-        self._index.index([_terms(text) for text in texts], show_progress=False)
+        terms = [_terms(text) for text in texts]
+        # An index of nothing cannot be built, and finds nothing.
+        self._blank = not any(terms)
+        if not self._blank:
+            self._index.index(terms, show_progress=False)
 
     def search(self, query: str, limit: int = DEPTH) -> list[tuple[int, float]]:
         """Return at most *limit* (place of the text, score), best first, ties in text order.
 
         Texts that share no term with the query are not listed.
         """
+        if self._blank:
+            return []
         known = [term for term in _terms(query) if term in self._index.vocab_dict]
         if not known:
             return []
         scores = self._index.get_scores(known)
-        best = np.argsort(-scores, kind="stable")[:limit]
+        best = (-scores).argsort(kind="stable")[:limit]
         return [(int(place), float(scores[place])) for place in best if scores[place] > 0.0]
 
 
@@ -57,8 +61,8 @@ def first_stage(
     dataset: RetrievalSet, queries: Sequence[Query], *, depth: int = DEPTH
 ) -> dict[str, tuple[str, ...]]:
     """Return the document ids to rerank for each query id: those given, or else BM25's."""
-    if dataset.candidates is not None:
-        given = dataset.candidates
+    if dataset.first_stage is not None:
+        given = dataset.first_stage
         return {query.qid: tuple(given.get(query.qid, ())[:depth]) for query in queries}
     docids = list(dataset.documents)
     index = FirstStage(document.full_text for document in dataset.documents.values())

@@ -8,24 +8,33 @@ A set is a folder of ``queries.jsonl`` ({"qid", "text"}), ``corpus.jsonl`` ({"do
 from __future__ import annotations
 
 import gzip
-import json
 import zlib
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Final
 
 from rerank_plugins.errors import InputError
+from rerank_plugins.evaluation.lines import check_characters, json_values, numbered, readable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
+
+QUERY_FORMAT: Final = {"qid": True, "text": True}
+DOCUMENT_FORMAT: Final = {"docid": True, "title": False, "text": True}
+"""Fields of a JSON object, and whether each must be there."""
+
+GRADE_FORMAT: Final = ("qid", "docid", "grade")
+FIRST_STAGE_FORMAT: Final = ("qid", "docid", "rank", "score")
+"""Columns of a line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A query of a set."""
+    """A query of a set, and the ``path:line`` that it was read from."""
 
     qid: str
     text: str
+    where: str = field(default="", compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,14 +56,14 @@ class RetrievalSet:
     """A set as it was read; every mapping keeps the order of its file.
 
     ``grades`` is query id to document id to grade, 0 meaning "judged and not relevant".
-    ``candidates`` is query id to document ids, best first, or None where no first stage is given.
+    ``first_stage`` is query id to document ids, best first, or None where none is given.
     """
 
     name: str
     queries: tuple[Query, ...]
     documents: Mapping[str, Document]
     grades: Mapping[str, Mapping[str, int]]
-    candidates: Mapping[str, tuple[str, ...]] | None = None
+    first_stage: Mapping[str, tuple[str, ...]] | None = None
 
     @property
     def judged_queries(self) -> tuple[Query, ...]:
@@ -65,27 +74,38 @@ class RetrievalSet:
             if any(grade > 0 for grade in self.grades.get(query.qid, {}).values())
         )
 
+    @property
+    def missing_documents(self) -> frozenset[str]:
+        """The relevant documents that are not in the corpus: no ranking can find them."""
+        return frozenset(
+            docid
+            for grades in self.grades.values()
+            for docid, grade in grades.items()
+            if grade > 0 and docid not in self.documents
+        )
+
 
 def read_set(folder: Path) -> RetrievalSet:
     """Read the set in *folder*; its name is the folder's.
 
     Raises:
-        InputError: a file is missing or broken, by path and line.
+        InputError: a file is missing, broken or at odds with itself, by path and line.
     """
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder")
-    queries = _read_queries(_existing(folder, "queries.jsonl"))
-    documents = _read_documents(_existing(folder, "corpus.jsonl"))
-    grades = _read_grades(_existing(folder, "qrels.tsv"))
-    given = _find(folder, "candidates.tsv")
-    candidates = None if given is None else _read_candidates(given, documents)
-    return RetrievalSet(folder.resolve().name, queries, documents, grades, candidates)
+    with readable(folder):
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder")
+        queries = _read_queries(_existing(folder, "queries.jsonl"))
+        documents = _read_documents(_existing(folder, "corpus.jsonl"))
+        grades = _read_grades(_existing(folder, "qrels.tsv"))
+        given = _find(folder, "candidates.tsv")
+        first_stage = None if given is None else _read_first_stage(given, documents)
+    return RetrievalSet(folder.resolve().name, queries, documents, grades, first_stage)
 
 
 def _read_queries(path: Path) -> tuple[Query, ...]:
     queries: dict[str, Query] = {}
-    for where, row in _json_lines(path):
-        query = Query(_text(row, "qid", where), _text(row, "text", where))
+    for where, row in _rows(path, QUERY_FORMAT):
+        query = Query(row["qid"], row["text"], where)
         if query.qid in queries:
             raise InputError(f"{where}: query {query.qid!r} is there twice")
         queries[query.qid] = query
@@ -94,37 +114,43 @@ def _read_queries(path: Path) -> tuple[Query, ...]:
 
 def _read_documents(path: Path) -> dict[str, Document]:
     documents: dict[str, Document] = {}
-    for where, row in _json_lines(path):
-        document = Document(
-            _text(row, "docid", where),
-            _text(row, "title", where) if row.get("title") is not None else "",
-            _text(row, "text", where),
-        )
+    for where, row in _rows(path, DOCUMENT_FORMAT):
+        document = Document(row["docid"], row["title"], row["text"])
         if document.docid in documents:
             raise InputError(f"{where}: document {document.docid!r} is there twice")
         documents[document.docid] = document
+    if not any(document.full_text.strip() for document in documents.values()):
+        raise InputError(f"{path}: {'every document is blank' if documents else 'no documents'}")
     return documents
 
 
 def _read_grades(path: Path) -> dict[str, dict[str, int]]:
     grades: dict[str, dict[str, int]] = {}
-    for where, (qid, docid, grade) in _columns(path, 3):
-        grades.setdefault(qid, {})[docid] = _whole_number(grade, where)
+    for where, (qid, docid, text) in _columns(path, GRADE_FORMAT):
+        grade = _whole_number(text, where, GRADE_FORMAT)
+        if grades.setdefault(qid, {}).setdefault(docid, grade) != grade:
+            raise InputError(
+                f"{where}: document {docid!r} has the grade {grade} for query {qid!r}, "
+                f"and the grade {grades[qid][docid]} in an earlier line"
+            )
     return grades
 
 
-def _read_candidates(path: Path, documents: Mapping[str, Document]) -> dict[str, tuple[str, ...]]:
+def _read_first_stage(path: Path, documents: Mapping[str, Document]) -> dict[str, tuple[str, ...]]:
     ranks: dict[str, dict[str, int]] = {}
-    for where, (qid, docid, rank, _) in _columns(path, 4):
+    for where, (qid, docid, rank, _) in _columns(path, FIRST_STAGE_FORMAT):
         if docid not in documents:
             raise InputError(f"{where}: document {docid!r} is not in the corpus")
-        ranks.setdefault(qid, {})[docid] = _whole_number(rank, where)
+        ranked = ranks.setdefault(qid, {})
+        if docid in ranked:
+            raise InputError(f"{where}: document {docid!r} is there twice for query {qid!r}")
+        ranked[docid] = _whole_number(rank, where, FIRST_STAGE_FORMAT)
     return {qid: tuple(sorted(ranked, key=ranked.__getitem__)) for qid, ranked in ranks.items()}
 
 
 def _find(folder: Path, name: str) -> Path | None:
-    candidates = (folder / name, folder / f"{name}.gz")
-    return next((path for path in candidates if path.is_file()), None)
+    either = (folder / name, folder / f"{name}.gz")
+    return next((path for path in either if path.is_file()), None)
 
 
 def _existing(folder: Path, name: str) -> Path:
@@ -134,51 +160,55 @@ def _existing(folder: Path, name: str) -> Path:
     return path
 
 
-def _lines(path: Path) -> Iterator[tuple[str, str]]:
-    """Yield ``path:line`` and the text of each line that is not blank."""
+def _lines(path: Path) -> Iterator[str]:
     try:
         with (
+            readable(path),
             gzip.open(path, "rt", encoding="utf-8")
             if path.suffix == ".gz"
-            else path.open(encoding="utf-8") as lines
+            else path.open(encoding="utf-8") as lines,
         ):
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    yield f"{path}:{number}", line.rstrip("\r\n")
+            yield from lines
     except UnicodeDecodeError as exc:
         raise InputError(f"{path}: not UTF-8 text ({exc.reason})") from None
-    except (OSError, EOFError, zlib.error) as exc:
+    except (EOFError, zlib.error) as exc:
         raise InputError(f"{path}: cannot be read ({exc})") from None
 
 
-def _json_lines(path: Path) -> Iterator[tuple[str, dict[str, object]]]:
-    for where, line in _lines(path):
-        try:
-            row = json.loads(line)
-        except ValueError as exc:
-            raise InputError(f"{where}: invalid JSON ({exc})") from None
+def _rows(path: Path, form: Mapping[str, bool]) -> Iterator[tuple[str, dict[str, str]]]:
+    """Yield ``path:line`` and the fields of each object; one that may be absent is then blank."""
+    expected = "; a line is {" + ", ".join(f'"{name}": ...' for name in form) + "}"
+    for where, row in json_values(_lines(path), path):
         if not isinstance(row, dict):
-            raise InputError(f"{where}: expected an object, got {line:.60}")
-        yield where, row
+            raise InputError(f"{where}: expected an object, got {row!r:.60}{expected}")
+        found = {}
+        for name, required in form.items():
+            value = row.get(name)
+            if value is None and not required:
+                value = ""
+            if not isinstance(value, str):
+                hint = ' (its "_id" is BEIR\'s name for it)' if "_id" in row else ""
+                raise InputError(
+                    f"{where}: {name!r} must be a string, got {value!r:.60}{hint}{expected}"
+                )
+            found[name] = check_characters(value, f"{where}: {name!r}")
+        yield where, found
 
 
-def _columns(path: Path, count: int) -> Iterator[tuple[str, list[str]]]:
-    for where, line in _lines(path):
+def _columns(path: Path, form: Sequence[str]) -> Iterator[tuple[str, list[str]]]:
+    for where, line in numbered(_lines(path), path):
         columns = line.split("\t")
-        if len(columns) != count:
-            raise InputError(f"{where}: expected {count} columns, got {len(columns)}")
+        if len(columns) != len(form):
+            raise InputError(f"{where}: {_expected(form)}; got {line!r:.60}")
         yield where, columns
 
 
-def _text(row: Mapping[str, object], field: str, where: str) -> str:
-    value = row.get(field)
-    if not isinstance(value, str):
-        raise InputError(f"{where}: {field!r} must be a string, got {value!r:.60}")
-    return value
-
-
-def _whole_number(text: str, where: str) -> int:
+def _whole_number(text: str, where: str, form: Sequence[str]) -> int:
     try:
         return int(text)
     except ValueError:
-        raise InputError(f"{where}: expected a whole number, got {text!r:.60}") from None
+        raise InputError(f"{where}: {_expected(form)}; got {text!r:.60} for a number") from None
+
+
+def _expected(form: Sequence[str]) -> str:
+    return f"a line is {', '.join(form)} with tabs between, and there is no header"

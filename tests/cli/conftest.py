@@ -13,7 +13,12 @@ from rerank_plugins.cli import main
 from rerank_plugins.testing import FakeScorer
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from rerank_plugins.config import RerankConfig
+
+
+NOTES = "fine weather today\n\na red fox\nsleeps\n\nblue sky, red sun\n"
 
 
 @dataclass(frozen=True)
@@ -62,3 +67,11 @@ def run(
         return Outcome(code, captured.out, captured.err)
 
     return run_it
+
+
+@pytest.fixture
+def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    path = tmp_path / "notes.txt"
+    path.write_text(NOTES, encoding="utf-8")
+    return path

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rerank_plugins.cli import hardware
+from rerank_plugins.cli.choices import Choice, settle
+from rerank_plugins.config import RerankConfig
 from rerank_plugins.errors import ModelLoadError
+from rerank_plugins.scorers import open_scorer
 
 if TYPE_CHECKING:
-    from rerank_plugins.config import RerankConfig
     from tests.cli.conftest import Run
 
 CPUINFO = """\
@@ -56,6 +58,88 @@ def test_what_is_set_is_said_to_be_set(run: Run) -> None:
 
     assert report["device"] == {"value": "cuda:1", "why": "as set"}
     assert report["precision"] == {"value": "fp16", "why": "as set"}
+
+
+@pytest.fixture
+def really(run: Run, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Run a command over the scorers of the package."""
+    monkeypatch.setattr("rerank_plugins.scorers.open_scorer", open_scorer)
+    return run
+
+
+@pytest.mark.parametrize(
+    ("flags", "name", "value", "why"),
+    [
+        (
+            ("--device", "cuda"),
+            "device",
+            "cpu",
+            "this scorer has no other; device cuda is not read",
+        ),
+        (("--device", "cpu"), "device", "cpu", "this scorer has no other"),
+        (
+            ("--max-length", "100"),
+            "max_length",
+            "none",
+            "documents are read whole; max_length 100 is not read",
+        ),
+        (
+            ("--precision", "fp16"),
+            "precision",
+            "its own",
+            "one kind of weights; precision fp16 is not read",
+        ),
+        (("--backend", "lexical"), "backend", "lexical", "as set"),
+    ],
+)
+def test_a_setting_that_the_lexical_scorer_does_not_read_is_not_said_to_act(
+    really: Run, flags: tuple[str, ...], name: str, value: str, why: str
+) -> None:
+    report = json.loads(really("info", "lexical", *flags, "--json").out)["model"]
+
+    assert report["scorer"] == "lexical"
+    assert report[name] == {"value": value, "why": why}
+
+
+def test_the_embedded_model_is_named_as_what_answers(really: Run) -> None:
+    pytest.importorskip("onnxruntime")
+
+    set_ = json.loads(really("info", "--backend", "onnx", "--json").out)["model"]
+    replaced = json.loads(really("info", "--backend", "lexical", "--json").out)["model"]
+
+    assert (set_["backend"]["value"], set_["scorer"]) == ("embedded", "embedded")
+    assert (replaced["backend"]["value"], replaced["scorer"]) == ("lexical", "lexical")
+
+
+def test_a_setting_that_stops_a_model_is_shown_beside_the_problem(really: Run) -> None:
+    pytest.importorskip("onnxruntime")
+
+    report = json.loads(really("info", "--device", "cuda", "--json").out)["model"]
+
+    assert report["device"] == {"value": "cuda", "why": "as set"}
+    assert "the embedded model runs on the CPU" in report["problem"]
+
+
+def test_cuda_that_did_not_start_is_not_said_to_run() -> None:
+    offered = ("CUDAExecutionProvider", "CPUExecutionProvider")
+
+    device = settle(
+        RerankConfig(model="a/b"),
+        offered,
+        scorer="a/b",
+        identity="onnx a/b@1 model.onnx on CPUExecutionProvider, longest_first at 512",
+    )["device"]
+
+    assert device == Choice("cpu", "onnxruntime offers CUDA but could not start it")
+
+
+def test_a_file_that_is_named_has_its_own_precision(run: Run) -> None:
+    report = json.loads(run("info", "models/a.onnx", "--precision", "int8", "--json").out)
+
+    assert report["model"]["precision"] == {
+        "value": "its own",
+        "why": "an ONNX file is taken as it is; precision int8 is not read",
+    }
 
 
 def test_a_model_that_cannot_be_opened_is_a_finding(

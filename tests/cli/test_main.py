@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import subprocess
 import sys
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
@@ -83,6 +86,76 @@ def test_output_survives_an_encoding_that_knows_few_characters() -> None:
     assert b"?? fox" in answer.stdout
 
 
+@pytest.mark.parametrize("argv", [("--help",), ("rank", "-h"), ("eval", "-h"), ("info", "-h")])
+def test_help_is_written_in_the_characters_of_any_terminal(argv: tuple[str, ...]) -> None:
+    answer = subprocess.run(
+        _program(*argv, code=PROGRAM),
+        capture_output=True,
+        check=False,
+        env={"PYTHONIOENCODING": "ascii", "PYTHONPATH": ":".join(sys.path)},
+    )
+
+    assert (answer.returncode, answer.stderr) == (0, b"")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="file names are text on Windows")
+def test_json_holds_file_names_and_ids_that_are_no_text(tmp_path: Path) -> None:
+    name = os.fsencode(tmp_path) + b"/fox-\xff.txt"
+    Path(os.fsdecode(name)).write_text("red fox", encoding="utf-8")
+    (tmp_path / "ids.jsonl").write_text('{"id": "\\ud800", "text": "狐狸"}', encoding="utf-8")
+    answer = subprocess.run(
+        _program("rank", "where is the fox", str(tmp_path), "--json", code=PROGRAM),
+        capture_output=True,
+        check=False,
+        env={"PYTHONIOENCODING": "utf-8:strict", "PYTHONPATH": ":".join(sys.path)},
+    )
+
+    assert answer.returncode == 0, answer.stderr
+    sources = [document["source"] for document in json.loads(answer.stdout)["documents"]]
+    assert sources == [os.fsdecode(name) + ":1", "\ud800"]
+
+
+SHELL = pytest.mark.skipif(sys.platform == "win32", reason="needs a POSIX shell")
+
+
+def _in_shell(redirection: str, *argv: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["/bin/sh", "-c", f'"$@" {redirection}', "sh", *_program(*argv, code=PROGRAM)],
+        input="red fox",
+        capture_output=True,
+        text=True,
+        check=False,
+        env={"PYTHONPATH": ":".join(sys.path)},
+    )
+
+
+@SHELL
+@pytest.mark.parametrize("argv", [("rank", "where is the fox"), ("rank", "fox", "--json")])
+def test_a_closed_output_is_one_line_and_1(argv: tuple[str, ...]) -> None:
+    answer = _in_shell(">&-", *argv)
+
+    assert answer.returncode == 1
+    assert answer.stderr == "rerank-plugins: cannot write: standard output is closed\n"
+
+
+@SHELL
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="no /dev/full here")
+@pytest.mark.parametrize("argv", [("rank", "where is the fox", "--json"), ("--version",)])
+def test_a_full_disk_is_one_line_and_1(argv: tuple[str, ...]) -> None:
+    answer = _in_shell(">/dev/full", *argv)
+
+    assert answer.returncode == 1
+    assert answer.stderr == "rerank-plugins: cannot write: No space left on device\n"
+
+
+@SHELL
+def test_with_standard_error_closed_only_the_result_is_printed() -> None:
+    answer = _in_shell("2>&-", "rank", "where is the fox")
+
+    assert answer.returncode == 0
+    assert [line.split()[0] for line in answer.stdout.splitlines()] == ["rank", "1"]
+
+
 def test_every_setting_but_the_functions_is_a_flag(run: Run) -> None:
     shown = run("rank", "--help").out
 
@@ -111,6 +184,43 @@ def test_a_wrong_variable_is_one_line_and_2(run: Run, monkeypatch: pytest.Monkey
 
     assert found.code == 2
     assert "precision" in found.err
+
+
+def test_a_flag_wins_over_a_variable_that_is_wrong(
+    run: Run, opened: list[RerankConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("RERANK_PLUGINS_CACHE_ENTRIES", "abc")
+
+    found = run("rank", "fox", "--cache-entries", "5", stdin=b"fox")
+
+    assert found.code == 0, found.err
+    assert opened[0].cache_entries == 5
+
+
+@pytest.mark.parametrize("verb", ["rank", "info", "eval"])
+def test_help_speaks_of_nothing_that_a_flag_cannot_hold(run: Run, verb: str) -> None:
+    assert "None" not in run(verb, "--help").out
+
+
+@pytest.mark.parametrize("model", ["lexical", "embedded", "some/model"])
+def test_a_device_that_is_none_is_refused_whatever_the_model(run: Run, model: str) -> None:
+    found = run("rank", "fox", "--model", model, "--device", "tpu", stdin=b"fox")
+
+    assert found.code == 2
+    assert found.err.endswith('device: expected "auto", "cpu", "cuda" or "cuda:N", got \'tpu\'\n')
+
+
+def test_paths_may_stand_behind_flags(run: Run, tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        (tmp_path / name).write_text("fox")
+    a, b = str(tmp_path / "a"), str(tmp_path / "b")
+
+    found = run("rank", "fox", "--top-n", "1", a, "--json", b, "-", stdin=b"sky")
+    wrong = run("rank", "fox", "--top-n", "1", a, "--jsno")
+
+    assert (found.code, json.loads(found.out)["documents"][0]["source"]) == (0, f"{a}:1")
+    assert wrong.code == 2
+    assert "unrecognized arguments: " in wrong.err
 
 
 def test_a_malformed_command_is_2(run: Run) -> None:

@@ -1,16 +1,14 @@
-"""`rerank-plugins rank`: what it reads, what it prints, what it says when it cannot."""
+"""`rerank-plugins rank`: what it prints, what is asked of it, what it says when it cannot."""
 
 from __future__ import annotations
 
 import asyncio
-import io
 import json
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import pytest
 
-from rerank_plugins.cli import main
 from rerank_plugins.cli.table import cells
 from rerank_plugins.testing import FakeScorer
 
@@ -21,19 +19,6 @@ if TYPE_CHECKING:
     from tests.cli.conftest import Run
 
 QUERY = "where is the red fox"
-NOTES = "fine weather today\n\na red fox\nsleeps\n\nblue sky, red sun\n"
-
-
-@pytest.fixture
-def notes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    monkeypatch.chdir(tmp_path)
-    path = tmp_path / "notes.txt"
-    path.write_text(NOTES, encoding="utf-8")
-    return path
-
-
-def _sources(out: str) -> list[str]:
-    return [document["source"] for document in json.loads(out)["documents"]]
 
 
 def _texts(out: str) -> list[str]:
@@ -97,80 +82,6 @@ def test_control_characters_do_not_reach_the_terminal(run: Run) -> None:
     assert "\x1b" not in run("rank", QUERY, stdin=b"red \x1b[31m fox").out
 
 
-@pytest.mark.parametrize("paths", [(), ("-",)])
-def test_standard_input_is_read_where_no_file_is_named(run: Run, paths: tuple[str, ...]) -> None:
-    found = run("rank", QUERY, *paths, "--split", "line", "--json", stdin=NOTES.encode())
-
-    assert _sources(found.out) == ["stdin:3", "stdin:6", "stdin:1", "stdin:4"]
-
-
-def test_json_lines_from_standard_input_are_seen_as_such(run: Run) -> None:
-    found = run(
-        "rank", QUERY, "--json", stdin=b'{"text": "red fox", "id": 7}\n{"content": "sky"}\n'
-    )
-
-    assert _texts(found.out) == ["red fox", "sky"]
-    assert _sources(found.out) == ["7", "stdin:2"]
-
-
-def test_strings_and_objects_of_json_lines_are_documents(run: Run, tmp_path: Path) -> None:
-    path = tmp_path / "a.ndjson"
-    path.write_text('"sky"\n\n{"page_content": "red"}\n{"text": "red fox"}\n', encoding="utf-8")
-
-    assert _sources(run("rank", QUERY, str(path), "--json").out) == [
-        f"{path}:4",
-        f"{path}:3",
-        f"{path}:1",
-    ]
-
-
-def test_a_field_may_be_named(run: Run, tmp_path: Path) -> None:
-    path = tmp_path / "a.jsonl"
-    path.write_text('{"text": "sky", "body": "red fox"}\n', encoding="utf-8")
-
-    assert _texts(run("rank", QUERY, str(path), "--json", "--field", "body").out) == ["red fox"]
-
-
-def test_a_file_may_be_one_document(run: Run, notes: Path) -> None:
-    found = run("rank", QUERY, "notes.txt", "--json", "--split", "file")
-
-    assert _texts(found.out) == [NOTES.strip()]
-    assert _sources(found.out) == ["notes.txt"]
-
-
-def test_a_heading_goes_with_the_paragraph_it_announces(run: Run) -> None:
-    found = run("rank", QUERY, "--json", stdin=b"# Foxes\n\n## Red\n\nfox\n\nsky\n")
-
-    assert _texts(found.out) == ["# Foxes\n## Red\nfox", "sky"]
-    assert _sources(found.out) == ["stdin:1", "stdin:7"]
-
-
-def test_a_folder_gives_its_text_files_and_counts_the_others(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "docs" / "deep").mkdir(parents=True)
-    (tmp_path / "docs" / ".hidden").mkdir()
-    (tmp_path / "docs" / "b.txt").write_text("sky\r\n\r\nred\r\n", encoding="utf-8")
-    (tmp_path / "docs" / "deep" / "a.md").write_text("\ufeffred fox", encoding="utf-8")
-    (tmp_path / "docs" / "c.jsonl").write_text('"fox"', encoding="utf-8")
-    (tmp_path / "docs" / ".hidden" / "no.txt").write_text("red fox", encoding="utf-8")
-    (tmp_path / "docs" / "image.png").write_bytes(b"\x89PNG\0\0")
-    (tmp_path / "docs" / "old.txt").write_bytes("red café".encode("latin-1"))
-    (tmp_path / "docs" / "loop").symlink_to(tmp_path / "docs")
-    monkeypatch.chdir(tmp_path)
-
-    found = run("rank", QUERY, "docs", "--json")
-
-    assert _sources(found.out) == [
-        "docs/deep/a.md:1",
-        "docs/b.txt:3",
-        "docs/c.jsonl:1",
-        "docs/b.txt:1",
-    ]
-    assert _texts(found.out)[0] == "red fox"
-    assert found.err == "skipped 2 files: 1 binary, 1 not UTF-8\n"
-
-
 def test_top_n_threshold_and_min_results_are_those_of_the_reranker(run: Run, notes: Path) -> None:
     def texts(*flags: str) -> int:
         return len(_texts(run("rank", QUERY, "notes.txt", "--json", *flags).out))
@@ -195,87 +106,37 @@ def test_documents_that_were_cut_are_counted(run: Run, notes: Path) -> None:
     assert "1 longer than the scorer reads" in found.err
 
 
-def _bad_json(path: Path) -> str:
-    path.write_text('"a"\n{"text": }\n', encoding="utf-8")
-    return "a.jsonl:2: invalid JSON"
-
-
-def _no_field(path: Path) -> str:
-    path.write_text('{"body": "x"}\n', encoding="utf-8")
-    return (
-        "a.jsonl:1: no text in 'text' or 'page_content' or 'content'; its fields are body: "
-        "choose one with --field"
-    )
-
-
-def _number(path: Path) -> str:
-    path.write_text("12\n", encoding="utf-8")
-    return "a.jsonl:1: expected a string or an object, got 12"
-
-
-def _latin(path: Path) -> str:
-    path.write_bytes(b'"caf\xe9"')
-    return "a.jsonl: not UTF-8 text (byte 0xe9 at 4)"
-
-
-def _empty(path: Path) -> str:
-    path.write_text("\n \n", encoding="utf-8")
-    return "no documents in "
-
-
-def _missing(path: Path) -> str:
-    return "a.jsonl: no such file or folder"
-
-
-def _folder_of_nothing(path: Path) -> str:
-    path.mkdir()
-    (path / "x.bin").write_bytes(b"\0")
-    return "(skipped 1 file: 1 binary)"
-
-
 @pytest.mark.parametrize(
-    "broken", [_bad_json, _no_field, _number, _latin, _empty, _missing, _folder_of_nothing]
+    ("query", "message"),
+    [(" ", "query is blank"), ("fox \udcff", "the query holds half a character")],
 )
-def test_what_cannot_be_read_is_named_in_one_line(run: Run, tmp_path: Path, broken: Any) -> None:
-    path = tmp_path / "a.jsonl"
-    message = broken(path)
+def test_a_query_that_is_none_is_refused_before_anything_is_read(
+    run: Run, query: str, message: str
+) -> None:
+    found = run("rank", query, "missing.txt")
 
-    found = run("rank", QUERY, str(path))
-
-    assert found.code == 2
-    assert found.out == ""
-    assert found.err.count("\n") == 1
-    assert found.err.startswith("rerank-plugins: ")
+    assert (found.code, found.out) == (2, "")
     assert message in found.err
 
 
-class _Terminal(io.TextIOWrapper):
-    def isatty(self) -> bool:
-        return True
-
-
-def test_a_terminal_without_documents_is_told_what_to_do(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("flag", "value", "expected"),
+    [
+        ("--top-n", "0", "a whole number of at least 1, or \"all\", got '0'"),
+        ("--top-n", "-1", "a whole number of at least 1, or \"all\", got '-1'"),
+        ("--top-n", "many", "a whole number of at least 1, or \"all\", got 'many'"),
+        ("--min-results", "-1", "a whole number of at least 0, got '-1'"),
+        ("--score-threshold", "nan", "a number, got 'nan'"),
+        ("--score-threshold", "high", "a number, got 'high'"),
+    ],
+)
+def test_a_flag_that_makes_no_sense_is_refused_by_its_name_before_anything_is_read(
+    run: Run, flag: str, value: str, expected: str
 ) -> None:
-    monkeypatch.setattr(sys, "stdin", _Terminal(io.BytesIO()))
-
-    assert main(["rank", QUERY]) == 2
-    assert "name files or folders, or pipe documents in" in capsys.readouterr().err
-
-
-def test_a_blank_query_is_the_callers_error(run: Run, notes: Path) -> None:
-    found = run("rank", " ", "notes.txt")
+    found = run("rank", QUERY, "missing.txt", f"{flag}={value}")
 
     assert (found.code, found.out) == (2, "")
-    assert "query is blank" in found.err
-
-
-@pytest.mark.parametrize("value", ["0", "-1", "many"])
-def test_a_top_n_that_is_none_is_refused(run: Run, notes: Path, value: str) -> None:
-    found = run("rank", QUERY, "notes.txt", f"--top-n={value}")
-
-    assert found.code == 2
-    assert "top" in found.err.splitlines()[-1]
+    assert found.err.endswith(f"argument {flag}: expected {expected}\n")
 
 
 def test_settings_reach_the_reranker(

@@ -24,7 +24,9 @@ CORPUS = (
     {"docid": "sky", "title": None, "text": "blue sky"},
 )
 QRELS = "q1\tfox\t2\nq1\tcub\t1\nq1\tsky\t0\nq2\twhale\t1\nunjudged\tsun\t0\n"
-CANDIDATES = "q1\tsun\t1\t3.0\nq1\tfox\t3\t1.0\nq1\tcub\t2\t2.0\nq2\tsky\t1\t2.5\nq2\twhale\t2\t1\n"
+FIRST_STAGE = (
+    "q1\tsun\t1\t3.0\nq1\tfox\t3\t1.0\nq1\tcub\t2\t2.0\nq2\tsky\t1\t2.5\nq2\twhale\t2\t1\n"
+)
 
 
 def write_lines(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
@@ -33,7 +35,7 @@ def write_lines(path: Path, rows: Sequence[Mapping[str, object]]) -> None:
 
 @pytest.fixture
 def toy(tmp_path: Path) -> Path:
-    """A set without candidates."""
+    """A set without a first stage."""
     folder = tmp_path / "toy"
     folder.mkdir()
     write_lines(folder / "queries.jsonl", QUERIES)
@@ -43,7 +45,7 @@ def toy(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def toy_with_candidates(toy: Path) -> Path:
+def toy_with_first_stage(toy: Path) -> Path:
     """The same, with a first stage that is given."""
-    (toy / "candidates.tsv").write_text(CANDIDATES, encoding="utf-8")
+    (toy / "candidates.tsv").write_text(FIRST_STAGE, encoding="utf-8")
     return toy

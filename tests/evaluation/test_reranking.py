@@ -8,7 +8,7 @@ import pytest
 
 from rerank_plugins.evaluation.first_stage import FirstStage, first_stage
 from rerank_plugins.evaluation.measures import measure
-from rerank_plugins.evaluation.reranking import choose_queries, rerank, shuffled
+from rerank_plugins.evaluation.reranking import choose_queries, rerank, shuffled, warm_up
 from rerank_plugins.evaluation.sets import read_set
 from rerank_plugins.testing import FakeScorer
 
@@ -39,14 +39,19 @@ def test_bm25_scores_are_those_of_the_formula() -> None:
     assert scores == {1: pytest.approx(0.693147 / (1 + 0.9 * (0.6 + 0.4 * 2 / 1.5)), abs=1e-5)}
 
 
+@pytest.mark.parametrize("texts", [[], ["", " "], ["...", "!"]])
+def test_bm25_over_texts_without_terms_finds_nothing(texts: list[str]) -> None:
+    assert FirstStage(texts).search("red fox") == []
+
+
 def test_equal_scores_keep_the_order_of_the_texts() -> None:
     index = FirstStage(["red fox"] * 5)
 
     assert [place for place, _ in index.search("fox", 3)] == [0, 1, 2]
 
 
-def test_given_candidates_are_the_first_stage(toy_with_candidates: Path) -> None:
-    dataset = read_set(toy_with_candidates)
+def test_a_first_stage_that_is_given_is_taken(toy_with_first_stage: Path) -> None:
+    dataset = read_set(toy_with_first_stage)
 
     found = first_stage(dataset, dataset.judged_queries, depth=2)
 
@@ -70,26 +75,26 @@ def test_the_shuffle_owes_nothing_to_the_first_stage() -> None:
 
 
 def test_a_scorer_that_says_nothing_is_not_credited_with_the_first_stages_work(
-    toy_with_candidates: Path, open_reranker: OpenReranker
+    toy_with_first_stage: Path, open_reranker: OpenReranker
 ) -> None:
-    dataset = read_set(toy_with_candidates)
-    candidates = first_stage(dataset, dataset.judged_queries)
+    dataset = read_set(toy_with_first_stage)
+    first = first_stage(dataset, dataset.judged_queries)
     reranker, _ = open_reranker(FakeScorer(lambda *_: 0.0))
 
-    found = rerank(reranker, dataset, candidates)
+    found = rerank(reranker, dataset, first)
 
-    assert found.rankings == {q: tuple(shuffled(c, q)) for q, c in candidates.items()}
+    assert found.rankings == {q: tuple(shuffled(d, q)) for q, d in first.items()}
 
 
 def test_reranking_is_measured_counted_and_repeatable(
-    toy_with_candidates: Path, open_reranker: OpenReranker
+    toy_with_first_stage: Path, open_reranker: OpenReranker
 ) -> None:
-    dataset = read_set(toy_with_candidates)
-    candidates = first_stage(dataset, dataset.judged_queries)
+    dataset = read_set(toy_with_first_stage)
+    first = first_stage(dataset, dataset.judged_queries)
     reranker, scorer = open_reranker()
     seen: list[None] = []
 
-    found = rerank(reranker, dataset, candidates, on_query=lambda: seen.append(None))
+    found = rerank(reranker, dataset, first, on_query=lambda: seen.append(None))
 
     assert found.rankings["q1"][0] == "fox"
     assert found.rankings["q2"] == ("whale", "sky")
@@ -97,7 +102,17 @@ def test_reranking_is_measured_counted_and_repeatable(
     assert (found.pairs, found.scorers, len(seen)) == (5, {"fake": 2}, 2)
     assert found.pairs_per_s > 0
     assert ("red fox", "red fox") in scorer.pairs_scored  # the title and the text
-    assert rerank(reranker, dataset, candidates).rankings == found.rankings
+    assert rerank(reranker, dataset, first).rankings == found.rankings
+
+
+def test_the_warm_up_leaves_nothing_in_the_cache(toy: Path, open_reranker: OpenReranker) -> None:
+    dataset = read_set(toy)
+    reranker, scorer = open_reranker()
+
+    warm_up(reranker, dataset.queries)
+
+    assert [stats.cache_entries for stats in reranker.stats().values()] == [0]
+    assert scorer.pairs_scored == {("red fox", "red fox"): 1}
 
 
 def test_a_limit_draws_the_same_queries_each_time_in_file_order(toy: Path) -> None:

@@ -13,10 +13,10 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 
 
-def _run(name: str, *argv: str) -> str:
+def _answer(name: str, *argv: str) -> subprocess.CompletedProcess[str]:
     keys = ("OPENAI_API_KEY",)
     outside = {key: value for key, value in os.environ.items() if key not in keys}
-    answer = subprocess.run(
+    return subprocess.run(
         [sys.executable, "-W", "error", str(EXAMPLES / name), *argv],
         capture_output=True,
         text=True,
@@ -24,6 +24,10 @@ def _run(name: str, *argv: str) -> str:
         cwd=ROOT,
         env=outside | {"PYTHONPATH": str(ROOT), "PYTHONIOENCODING": "utf-8"},
     )
+
+
+def _run(name: str, *argv: str) -> str:
+    answer = _answer(name, *argv)
     assert answer.returncode == 0, answer.stderr
     assert all(len(line) <= 100 for line in answer.stdout.splitlines()[:12])
     return answer.stdout
@@ -58,8 +62,45 @@ def test_the_demo_ranks_files_of_the_readers_own(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_question_is_refused() -> None:
-    with pytest.raises(AssertionError, match="--docs needs a --query"):
-        _run("demo.py", "--docs", ".")
+    answer = _answer("demo.py", "--docs", ".")
+
+    assert answer.returncode == 2
+    assert "--docs needs a --query" in answer.stderr
+
+
+def test_a_folder_without_text_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text(" \n\n \n")
+
+    answer = _answer("demo.py", "--docs", str(tmp_path), "--query", "fox")
+
+    assert answer.returncode == 2
+    assert answer.stderr.splitlines()[-1].startswith(f"demo.py: error: no text in {tmp_path}: ")
+    assert "Traceback" not in answer.stderr
+
+
+def test_a_question_of_unknown_words_is_answered_in_words(tmp_path: Path) -> None:
+    (tmp_path / "a.md").write_text("The weather is fine.\n")
+
+    out = _run("demo.py", "--docs", str(tmp_path), "--query", "xyzzy")
+
+    for name in ("LangChain", "LlamaIndex"):
+        assert f"{name}: BM25 finds no document with a word of the question" in out
+    for name in ("langchain_rag.py", "llama_index_rag.py"):
+        assert "there is nothing to rerank" in _run(name, "xyzzyplugh")
+
+
+def test_the_loop_by_hand_says_how_it_is_called() -> None:
+    answer = _answer("rerank_by_hand.py", "folder", "query")
+
+    assert answer.returncode == 1
+    assert answer.stderr == (
+        "Usage: python examples/rerank_by_hand.py FOLDER QUERY DOCUMENT [DOCUMENT ...]\n"
+    )
+
+
+def test_examples_use_what_the_package_offers_and_nothing_of_its_command_line() -> None:
+    for path in EXAMPLES.glob("*.py"):
+        assert "rerank_plugins.cli" not in path.read_text(encoding="utf-8"), path.name
 
 
 @pytest.mark.parametrize(("name", "kept"), [("langchain_rag.py", 3), ("llama_index_rag.py", 5)])
