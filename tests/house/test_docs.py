@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import io
 import re
 from pathlib import Path
@@ -31,6 +32,9 @@ def test_the_blocks_of_a_page_run(
         code = compile("\n" * line + source, str(page), "exec", dont_inherit=True)
         with contextlib.redirect_stdout(io.StringIO()):
             exec(code, namespace)
+    # Rerankers of the page must not serve other tests.
+    namespace.clear()
+    gc.collect()
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
