@@ -1,10 +1,10 @@
 """Score a document by the query terms it holds, from the pair alone.
 
 BM25 with these changes: term weights and the typical length are constants of the package, never of
-the candidates; query neighbours that stay neighbours earn extra; a word that begins like the query
-word, for half the letters or more, counts as a part of a match; single Chinese, Japanese and Korean
-characters earn a little beside their pairs. What a document earns is divided by what the perfect
-document would earn, so a score lies between 0 and 1 for any query.
+the documents at hand; query neighbours that stay neighbours earn extra; a word that begins like the
+query word, for half the letters or more, counts as a part of a match; single Chinese, Japanese and
+Korean characters earn a little beside their pairs. What a document earns is divided by what the
+perfect document would earn, so a score lies between 0 and 1 for any query.
 """
 
 import math
