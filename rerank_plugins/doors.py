@@ -31,6 +31,9 @@ RERANKED_BY = "reranked_by"
 """Metadata key of the scorer that answered."""
 
 
+_DEFAULTS: dict[str, Any] = dict(RerankConfig())
+
+
 class ScoringDoor(Settings):
     """Settings and reranker of a framework's adapter; the adapter holds no scoring logic.
 
@@ -48,25 +51,21 @@ class ScoringDoor(Settings):
         Raises:
             ConfigError: both a reranker and settings were given, or assigned since.
         """
+        settings = {name: getattr(self, name) for name in _DEFAULTS}
         if self.reranker is not None:
             # By value: copies made through the constructor name every field.
-            extra = [name for name in RerankConfig.model_fields if not self._is_default(name)]
-            if extra:
-                raise ConfigError(f"reranker= has its own settings; leave out {', '.join(extra)}")
+            if settings != _DEFAULTS:
+                extra = ", ".join(name for name in settings if not self._is_default(name))
+                raise ConfigError(f"reranker= has its own settings; leave out {extra}")
             self._opened = None
             return self.reranker
-        config = RerankConfig(**self._settings())
         # Fields may be assigned after the first use; equal settings share one engine anyway.
-        if self._opened is None or self._opened.config != config:
-            self._opened = Reranker.from_config(config)
+        if self._opened is None or settings != dict(self._opened.config):
+            self._opened = Reranker.from_config(RerankConfig(**settings))
         return self._opened
 
-    def _settings(self) -> dict[str, Any]:
-        return {name: getattr(self, name) for name in RerankConfig.model_fields}
-
     def _is_default(self, name: str) -> bool:
-        field = RerankConfig.model_fields[name]
-        return bool(getattr(self, name) == field.get_default(call_default_factory=True))
+        return bool(getattr(self, name) == _DEFAULTS[name])
 
     @model_validator(mode="after")
     def _open_from_one_source(self) -> Self:
@@ -86,9 +85,9 @@ class ScoringDoor(Settings):
         # What differs from the defaults says it all, and tracers record it: a plugged-in object
         # is named by its type, for its own repr may hold a secret.
         for name, value in super().__repr_args__():
-            if name in RerankConfig.model_fields and self._is_default(name):
+            if name in _DEFAULTS and self._is_default(name):
                 continue
-            if name in RerankConfig.model_fields and callable(value):
+            if name in _DEFAULTS and callable(value):
                 yield name, getattr(value, "__qualname__", type(value).__qualname__)
             else:
                 yield name, value
