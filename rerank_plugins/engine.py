@@ -65,7 +65,7 @@ class Engine:
         # Never held for long, unlike the one above: an event loop may take it.
         self._counting = threading.Lock()
         self._open: tuple[AnyScorer, Dispatcher] | None = None
-        self._threads: ThreadPoolExecutor | None = None
+        self._threads: dict[bool, ThreadPoolExecutor] = {}
 
     def after_fork(self) -> None:
         """Begin again in a child process: threads, and locks they held, stayed in the parent."""
@@ -73,18 +73,21 @@ class Engine:
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._open))
         self._start_afresh()
 
-    @property
-    def threads(self) -> ThreadPoolExecutor:
-        """Threads that clean and encode for callers on an event loop; they end with `close`."""
+    def threads(self, *, may_block: bool = False) -> ThreadPoolExecutor:
+        """Threads that clean and encode for callers on an event loop; they end with `close`.
+
+        Few, where they compute: each more takes the interpreter from the loop for longer. Many,
+        where they run functions of the user's that *may_block*.
+        """
+        cores = os.cpu_count() or 1
         with self._counting:
             self._check_open()
-            if self._threads is None:
-                self._threads = ThreadPoolExecutor(
-                    # They mostly wait: for the lock of a tokenizer, a user's hook, queue room.
-                    max_workers=min(32, (os.cpu_count() or 1) + 4),
+            if may_block not in self._threads:
+                self._threads[may_block] = ThreadPoolExecutor(
+                    max_workers=min(32, cores + 4) if may_block else min(4, cores),
                     thread_name_prefix=f"rerank-plugins {self.name}",
                 )
-            return self._threads
+            return self._threads[may_block]
 
     def scorer(self) -> AnyScorer:
         """Return the scorer, opening it first if need be.
@@ -200,12 +203,12 @@ class Engine:
         with self._opening:
             opened, self._open = self._open, None
         with self._counting:
-            threads, self._threads = self._threads, None
+            threads, self._threads = self._threads, {}
         if opened is not None:
             opened[1].close(wait=wait)
-        if threads is not None:
+        for pool in threads.values():
             # What waits in there still runs, to tell its caller that the engine is closed.
-            threads.shutdown(wait=False)
+            pool.shutdown(wait=False)
 
     def _opened(self) -> tuple[AnyScorer, Dispatcher]:
         opened = self._open

@@ -232,12 +232,13 @@ class Reranker:
         submit = partial(contextvars.copy_context().run, self._submit, call, deadline)
         try:
             async with asyncio.timeout(timeout_s):
-                await loop.run_in_executor(self._leases.primary.threads, submit)
+                threads = self._leases.primary.threads(may_block=self._cleaner.may_block)
+                await loop.run_in_executor(threads, submit)
                 await asyncio.wrap_future(call.job.future)
                 if len(call.job.pairs) <= _FINISH_ON_LOOP:
                     return finish()
                 try:
-                    threads = self._leases.primary.threads
+                    threads = self._leases.primary.threads()
                 except ClosedError:
                     # Closed since; the answer is complete all the same.
                     return finish()

@@ -574,3 +574,48 @@ documents = [f"document {{i}}" for i in range(2000)]
     )
 
     assert answer.returncode == 0, answer.stderr
+
+
+async def test_hooks_that_block_leave_threads_for_the_others(open_reranker: Opener) -> None:
+    released = threading.Event()
+    blocked = threading.Semaphore(0)
+
+    def hook(text: str, language: str | None, role: str) -> str:
+        if text == "blocked":
+            blocked.release()
+            assert released.wait(20)
+        return text
+
+    reranker, _ = open_reranker(text_hook=hook)
+    waiting = [asyncio.create_task(reranker.arank("blocked", ["a"])) for _ in range(4)]
+    for _ in waiting:
+        assert await asyncio.to_thread(blocked.acquire, timeout=20)
+
+    assert len(await reranker.arank("free", ["a"], timeout_s=20)) == 1
+    released.set()
+    await asyncio.gather(*waiting)
+
+
+def test_closing_during_an_opening_closes_what_was_opened() -> None:
+    opening, go_on = threading.Event(), threading.Event()
+    scorer = FakeScorer()
+
+    def slowly(config: object) -> FakeScorer:
+        opening.set()
+        assert go_on.wait(20)
+        return scorer
+
+    with pytest.MonkeyPatch.context() as patch, ThreadPoolExecutor(2) as threads:
+        patch.setattr("rerank_plugins.registry.open_scorer", slowly)
+        reranker = Reranker("slow/model")
+        call = threads.submit(reranker.rank, "q", ["a"])
+        assert opening.wait(20)
+        closing = threads.submit(reranker.close)
+        while not reranker._leases.primary._closed:
+            time.sleep(0.001)
+        go_on.set()
+        closing.result(20)
+
+        with pytest.raises(ClosedError):
+            call.result(20)
+    assert scorer.closed

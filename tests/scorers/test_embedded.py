@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+import subprocess
+import sys
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -180,3 +182,31 @@ def test_token_matching_is_the_mean_of_the_best_cosines() -> None:
 
     assert match_tokens(query, document) == pytest.approx((1.0 + 0.8) / 2, abs=1e-3)
     assert match_tokens(features(), document) == 0.0
+
+
+@pytest.mark.slow
+def test_a_program_that_ends_in_the_middle_of_a_pass_ends_well() -> None:
+    program = """
+import threading, time
+from rerank_plugins import ClosedError, Reranker
+
+reranker = Reranker()
+reranker.warmup()
+documents = [f"{i} foxes and birds " * 60 for i in range(600)]
+
+
+def rank():
+    try:
+        reranker.rank("what do foxes eat?", documents)
+    except ClosedError:
+        pass
+
+
+threading.Thread(target=rank, daemon=True).start()
+time.sleep(0.5)
+"""
+    answer = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=90, check=False
+    )
+
+    assert answer.returncode == 0, answer.stderr
