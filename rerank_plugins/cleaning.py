@@ -38,10 +38,9 @@ class Cleaner:
         self._hook = hook
         self.identity = f"{_identity(normalizer)}\n{_identity(hook)}"
         """Names what changes texts here: part of every cache key."""
-        own = (None, normalize_text, _default_detector())
-        self.may_block = any(
-            not any(function is ours for ours in own) for function in (normalizer, detector, hook)
-        )
+        # By identity: a plugged-in object need not be hashable, and may compare as it likes.
+        ours = set(map(id, (None, normalize_text, _default_detector())))
+        self.may_block = not ours.issuperset(map(id, (normalizer, detector, hook)))
         """Whether a function of the user's is among the three."""
 
     @classmethod
