@@ -125,7 +125,7 @@ class EmbeddedScorer:
         tokenizer.encode_special_tokens = True
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        version = blake2b(weights, digest_size=8).hexdigest()
+        version = blake2b(weights + repr(settings).encode(), digest_size=8).hexdigest()
         return cls(settings, tokenizer, session, max_length=max_length, version=version)
 
     def encode(self, query: str, documents: Sequence[str]) -> list[EmbeddedPair]:
