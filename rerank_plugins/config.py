@@ -27,23 +27,25 @@ ENV_PREFIX = "RERANK_PLUGINS_"
 FUNCTION_SETTINGS = frozenset({"normalizer", "language_detector", "text_hook"})
 """Settings that are functions: no variable and no flag can hold them."""
 
-_DEVICE = re.compile(r"auto|cpu|cuda(:[0-9]+)?")
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]+)?")
 
 
 class Backend(StrEnum):
-    """What runs the model; ``auto`` follows from the model's name and files."""
+    """What runs the model; ``auto`` follows from its name, its files and what is installed."""
 
     AUTO = "auto"
+    TORCH = "torch"
     ONNX = "onnx"
     LEXICAL = "lexical"
 
 
 class Precision(StrEnum):
-    """Which of a model's files is taken, by the number format of its weights."""
+    """Number format of the weights: of the ONNX file that is taken, or that torch computes in."""
 
     AUTO = "auto"
     FP32 = "fp32"
     FP16 = "fp16"
+    BF16 = "bf16"
     INT8 = "int8"
 
 
@@ -67,6 +69,13 @@ class Activation(StrEnum):
     LOGIT = "logit"
 
 
+_NOT_TOGETHER: dict[tuple[Backend, Precision], str] = {
+    (Backend.ONNX, Precision.BF16): 'take "fp32" or "fp16", or leave backend out',
+    (Backend.TORCH, Precision.INT8): 'take "bf16", or leave backend out for an int8 ONNX file',
+}
+"""Backends with precisions that they cannot compute in, and what to do."""
+
+
 class Settings(BaseModel):
     """The settings of a reranker, as fields that every door inherits.
 
@@ -82,11 +91,10 @@ class Settings(BaseModel):
     )
     backend: Backend = Field(default=Backend.AUTO, description="what runs the model")
     device: str = Field(
-        default="auto", description='"auto", "cpu", "cuda" or "cuda:N", as onnxruntime offers it'
+        default="auto",
+        description='"auto", "cpu", "cuda", "cuda:N" or "mps", as far as it is there',
     )
-    precision: Precision = Field(
-        default=Precision.AUTO, description="which weights to take where a model has several"
-    )
+    precision: Precision = Field(default=Precision.AUTO, description="number format of the weights")
     max_length: int | None = Field(
         default=None,
         ge=8,
@@ -125,12 +133,26 @@ class Settings(BaseModel):
     )
     revision: str | None = Field(default=None, description="branch, tag or commit on the hub")
     local_files_only: bool = Field(default=False, description="never ask the hub")
+    trust_remote_code: bool = Field(
+        default=False, description="run the Python code that a model brings along"
+    )
+    allow_pickle: bool = Field(
+        default=False, description="open pickled weights, which can run code, where no others are"
+    )
 
     @field_validator("device")
     @classmethod
     def _device_is_one(cls, value: str) -> str:
         if not _DEVICE.fullmatch(value):
-            raise ValueError('expected "auto", "cpu", "cuda" or "cuda:N"')
+            raise ValueError('expected "auto", "cpu", "cuda", "cuda:N" or "mps"')
+        return value
+
+    @field_validator("timeout_s", mode="before")
+    @classmethod
+    def _time_is_a_number(cls, value: object) -> object:
+        # True would count as one second.
+        if isinstance(value, bool):
+            raise ValueError("expected a number of seconds")  # noqa: TRY004  pydantic wants it
         return value
 
     @field_validator("language_models")
@@ -151,6 +173,23 @@ class Settings(BaseModel):
             raise ValueError(f'backend="lexical" loads no model, but model is {self.model!r}')
         if self.backend is Backend.ONNX and self.model == LEXICAL:
             raise ValueError('model="lexical" has no ONNX file; leave backend out')
+        if self.backend is Backend.TORCH and self.model in (EMBEDDED, LEXICAL):
+            raise ValueError(f'model="{self.model}" has no PyTorch weights; leave backend out')
+        if self.backend is Backend.TORCH and self.model.endswith(".onnx"):
+            raise ValueError(f'backend="torch" runs no ONNX file, but model is {self.model!r}')
+        return self
+
+    @model_validator(mode="after")
+    def _backend_suits_numbers(self) -> Self:
+        if (self.backend, self.precision) in _NOT_TOGETHER:
+            other = _NOT_TOGETHER[self.backend, self.precision]
+            raise ValueError(
+                f'backend="{self.backend}" does not take precision="{self.precision}"; {other}'
+            )
+        if self.backend is Backend.ONNX and self.device == "mps":
+            raise ValueError('backend="onnx" does not take device="mps"; leave backend out')
+        if self.precision is Precision.INT8 and self.device == "mps":
+            raise ValueError('precision="int8" does not take device="mps"; leave precision out')
         return self
 
 
@@ -214,6 +253,8 @@ class RerankSettings(TypedDict, total=False):
     timeout_s: float | None
     revision: str | None
     local_files_only: bool
+    trust_remote_code: bool
+    allow_pickle: bool
 
 
 def _parse_routes(value: str) -> dict[str, str]:

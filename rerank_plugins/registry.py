@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from rerank_plugins.protocols import AnyScorer
 
 _ENGINE_SETTINGS = (
+    "backend",
     "device",
     "precision",
     "max_length",
@@ -32,6 +33,8 @@ _ENGINE_SETTINGS = (
     "queue_tokens",
     "revision",
     "local_files_only",
+    "trust_remote_code",
+    "allow_pickle",
 )
 """The settings that make two engines different, besides the model; the rest act around them."""
 

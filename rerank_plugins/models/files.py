@@ -5,18 +5,20 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from rerank_plugins.config import Backend
 from rerank_plugins.errors import ConfigError, ModelLoadError
 from rerank_plugins.models.hub import SETTINGS, TOKENIZER, check_tokenizer, fetch
-from rerank_plugins.models.weights import choose_onnx, external_data
+from rerank_plugins.models.integrity import check_code, check_file, shards_of
+from rerank_plugins.models.weights import INDEX, external_data
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Collection, Iterable, Mapping, Sequence
 
-    from rerank_plugins.config import Precision
+    from rerank_plugins.models.weights import ChooseFiles
 
 _WEB_ADDRESS = re.compile(r"https?://[^/]+/([^/?#]+(?:/[^/?#]+)?)")
 """A model's page on the hub or a mirror; the group is its id."""
@@ -26,30 +28,39 @@ _WEB_ADDRESS = re.compile(r"https?://[^/]+/([^/?#]+(?:/[^/?#]+)?)")
 class ModelFiles:
     """Where a model's files are, and what its settings say.
 
-    ``version`` is the commit on the hub, or a digest of the weights and the tokenizer.
-    ``config`` and ``tokenizer_config`` are the JSON files of these names, {} where absent; the
-    latter with special_tokens_map.json folded in.
+    ``version`` is the commit on the hub, or a digest of what changes a logit. ``folder`` holds the
+    settings. ``weights`` are an ONNX file and its external data, or the files of a PyTorch
+    checkpoint in the order of their names. ``config`` and ``tokenizer_config`` are the JSON files
+    of these names, {} where absent; the latter with special_tokens_map.json folded in.
     """
 
     name: str
     version: str
-    onnx: Path
+    folder: Path
+    weights: tuple[Path, ...]
     tokenizer: Path
     config: Mapping[str, Any]
     tokenizer_config: Mapping[str, Any]
+
+    @property
+    def backend(self) -> Backend:
+        """What runs the weights."""
+        return Backend.ONNX if self.weights[0].suffix == ".onnx" else Backend.TORCH
 
 
 def find_model(
     name: str,
     *,
-    wanted: Sequence[Precision],
+    choose: ChooseFiles,
     revision: str | None = None,
     local_files_only: bool = False,
+    remote_code: bool = False,
 ) -> ModelFiles:
     """Find the files of *name*: an ONNX file, a folder, or a model on the hub, in this order.
 
-    *wanted* lists the precisions to take, best first. An ONNX file that is named is taken as it
-    is, with the settings beside it or, where it lies in a folder ``onnx``, one folder above.
+    *choose* picks the weights among the names of a folder or a hub model. An ONNX file that is
+    named is taken as it is, with the settings beside it or, where it lies in a folder ``onnx``, one
+    folder above. *remote_code* fetches the Python files of a hub model too.
 
     Raises:
         ModelLoadError: saying what was looked for, what is there and what to do.
@@ -59,15 +70,21 @@ def find_model(
         path = _local(name)
         if path is None:
             folder, commit = fetch(
-                name, wanted=wanted, revision=revision, local_files_only=local_files_only
+                name,
+                choose=choose,
+                revision=revision,
+                local_files_only=local_files_only,
+                remote_code=remote_code,
             )
-            return _in_folder(name, folder, wanted, version=commit)
+            return _in_folder(name, folder, choose, version=commit, remote_code=remote_code)
         if revision is not None:
             raise ConfigError(
                 f"revision: only a model on the hub has one, but {name!r} is local; "
                 f"got {revision!r}"
             )
-        return _of_file(name, path) if path.is_file() else _in_folder(name, path, wanted)
+        if path.is_file():
+            return _of_file(name, path)
+        return _in_folder(name, path, choose, version=None, remote_code=remote_code)
     except OSError as exc:
         raise ModelLoadError(name, f"its files cannot be read: {exc}") from exc
 
@@ -99,35 +116,63 @@ def _is_a_path(name: str) -> bool:
 
 def _of_file(name: str, onnx: Path) -> ModelFiles:
     if onnx.suffix != ".onnx":
-        raise ModelLoadError(name, "it is a file, but not an ONNX file (.onnx)")
+        raise ModelLoadError(
+            name,
+            "it is a file, but not an ONNX file (.onnx); of a PyTorch model, name the folder",
+        )
     folder = onnx.parent
     if folder.name == "onnx" and not (folder / TOKENIZER).is_file():
         folder = folder.parent
-    return _read(name, folder, onnx, version=None)
+    beside = external_data(onnx.name, [path.name for path in onnx.parent.iterdir()])
+    return _read(name, folder, (onnx, *map(onnx.parent.joinpath, beside)), version=None)
 
 
 def _in_folder(
-    name: str, folder: Path, wanted: Sequence[Precision], *, version: str | None = None
+    name: str, folder: Path, choose: ChooseFiles, *, version: str | None, remote_code: bool
 ) -> ModelFiles:
     files = [*folder.iterdir()]
     if (folder / "onnx").is_dir():
         files += (folder / "onnx").iterdir()
     names = {file.relative_to(folder).as_posix() for file in files if file.is_file()}
-    onnx = folder / choose_onnx(name, names, wanted)
-    return _read(name, folder, onnx, version=version)
+    weights = map(folder.joinpath, _expand(name, folder, choose(name, names), names))
+    return _read(name, folder, tuple(weights), version=version, remote_code=remote_code)
 
 
-def _read(name: str, folder: Path, onnx: Path, *, version: str | None) -> ModelFiles:
+def _expand(
+    name: str, folder: Path, chosen: Sequence[str], names: Collection[str]
+) -> Sequence[str]:
+    """Return the weights themselves: an index stands for the files that it lists."""
+    return shards_of(folder / chosen[0], names, name) if chosen[0].endswith(INDEX) else chosen
+
+
+def _read(
+    name: str,
+    folder: Path,
+    weights: tuple[Path, ...],
+    *,
+    version: str | None,
+    remote_code: bool = False,
+) -> ModelFiles:
     tokenizer = folder / TOKENIZER
     check_tokenizer(name, tokenizer.is_file())
+    for path in (*weights, tokenizer):
+        check_file(path, name)
     config, tokenizer_config, special_tokens = (_json(name, folder / file) for file in SETTINGS)
-    return ModelFiles(
+    if remote_code:
+        check_code(folder, config, name)
+    found = ModelFiles(
         name=name,
-        version=version or _digest(onnx, tokenizer),
-        onnx=onnx,
+        version=version or "",
+        folder=folder,
+        weights=weights,
         tokenizer=tokenizer,
         config=config,
         tokenizer_config=special_tokens | tokenizer_config,
+    )
+    return (
+        found
+        if version
+        else replace(found, version=_digest(_decisive(found, remote_code=remote_code)))
     )
 
 
@@ -145,14 +190,23 @@ def _json(name: str, path: Path) -> dict[str, Any]:
     return value
 
 
-def _digest(onnx: Path, tokenizer: Path) -> str:
+def _decisive(files: ModelFiles, *, remote_code: bool) -> list[Path]:
+    """Return the files that decide a logit: a graph is complete, PyTorch weights are not."""
+    decisive = [*files.weights, files.tokenizer]
+    if files.backend is Backend.TORCH:
+        decisive.append(files.folder / SETTINGS[0])
+        if remote_code:
+            decisive += sorted(files.folder.glob("*.py"))
+    return decisive
+
+
+def _digest(files: Iterable[Path]) -> str:
     """Return a digest of what changes a logit; a file's size and date would miss a copy.
 
     Reading costs about a second per gigabyte, once.
     """
-    beside = [path.name for path in onnx.parent.iterdir()]
     digest = hashlib.blake2b(digest_size=16)
-    for path in (onnx, *map(onnx.parent.joinpath, external_data(onnx.name, beside)), tokenizer):
+    for path in files:
         with path.open("rb") as file:
             digest.update(hashlib.file_digest(file, "blake2b").digest())
     return digest.hexdigest()

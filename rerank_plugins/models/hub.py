@@ -7,17 +7,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rerank_plugins.errors import ModelLoadError, first_line
-from rerank_plugins.models.weights import PYTORCH, choose_onnx, external_data
+from rerank_plugins.models.weights import PYTORCH, SETTINGS_FILE
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from rerank_plugins.config import Precision
+    from rerank_plugins.models.weights import ChooseFiles
 
 logger = logging.getLogger(__name__)
 
 TOKENIZER = "tokenizer.json"
-SETTINGS = ("config.json", "tokenizer_config.json", "special_tokens_map.json")
+SETTINGS = (SETTINGS_FILE, "tokenizer_config.json", "special_tokens_map.json")
 
 API_TIMEOUT_S = 10.0
 """Patience with the hub's listing of a model; a cached model is used where it does not answer."""
@@ -26,14 +24,15 @@ API_TIMEOUT_S = 10.0
 def fetch(
     model: str,
     *,
-    wanted: Sequence[Precision],
+    choose: ChooseFiles,
     revision: str | None,
     local_files_only: bool,
+    remote_code: bool,
 ) -> tuple[Path, str]:
     """Return the cached folder of a hub model, and its commit, downloading what is missing.
 
-    Only the tokenizer, the settings and one ONNX file with its external data are downloaded; no
-    pickled file ever is. Where the hub cannot be reached, a cached copy is used. The endpoint, the
+    Only the tokenizer, the settings, what *choose* takes and, for *remote_code*, the model's Python
+    files are downloaded. Where the hub cannot be reached, a cached copy is used. The endpoint, the
     token and the cache folder are the hub library's own (``HF_ENDPOINT``, ``HF_TOKEN``,
     ``HF_HOME``).
 
@@ -52,7 +51,7 @@ def fetch(
         *_bases(errors.HfHubHTTPError),
     )
     try:
-        return _download(model, wanted, revision)
+        return _download(model, choose, revision, remote_code=remote_code)
     except failures as exc:
         refusal = _refusal(exc, revision)
         if refusal is not None:
@@ -88,19 +87,23 @@ def _refusal(exc: Exception, revision: str | None) -> str | None:
     return None
 
 
-def _download(model: str, wanted: Sequence[Precision], revision: str | None) -> tuple[Path, str]:
+def _download(
+    model: str, choose: ChooseFiles, revision: str | None, *, remote_code: bool
+) -> tuple[Path, str]:
     from huggingface_hub import HfApi, hf_hub_download
 
     listing = HfApi().model_info(model, revision=revision, timeout=API_TIMEOUT_S)
     names = {sibling.rfilename for sibling in listing.siblings or ()}
-    onnx = choose_onnx(model, names, wanted)
+    weights = choose(model, names)
     check_tokenizer(model, TOKENIZER in names)
     # Asking by branch first writes the branch's commit to the cache, where offline use finds it;
     # the rest is asked by that commit, so that a push in between cannot mix two versions.
     folder = Path(hf_hub_download(model, TOKENIZER, revision=revision)).parent
     commit = folder.name
     settings = [name for name in SETTINGS if name in names]
-    for name in (*settings, *external_data(onnx, names), onnx):
+    code = [name for name in sorted(names) if name.endswith(".py")] if remote_code else []
+    # What is chosen by comes last: where it is there, so is the rest.
+    for name in (*settings, *code, *reversed(weights)):
         hf_hub_download(model, name, revision=commit)
     return folder, commit
 
@@ -120,9 +123,8 @@ def _cached(
         reason = f"{cause}, and the cache does not hold it{at}. {_advice(model, revision)}"
         raise ModelLoadError(model, reason) from error
     folder = Path(found).parent
-    # PyTorch weights alone are no download that broke off.
     if not any(path.suffix in {".onnx", *PYTORCH} for path in folder.rglob("*")):
-        reason = f"{cause}, and the cache holds no ONNX file of it. {_advice(model, revision)}"
+        reason = f"{cause}, and the cache holds no weights of it. {_advice(model, revision)}"
         raise ModelLoadError(model, reason) from error
     return folder, folder.name
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, TypeGuard
+from typing import TYPE_CHECKING, Any, Literal, TypeGuard
 
 from rerank_plugins.errors import ConfigError, ModelLoadError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Mapping
 
     from rerank_plugins.models.files import ModelFiles
 
@@ -124,3 +124,41 @@ def pad_id(files: ModelFiles, token_to_id: Callable[[str], int | None]) -> int:
         token = token.get("content")
     found = token_to_id(token) if isinstance(token, str) else None
     return found if found is not None else _integer(files, "pad_token_id") or 0
+
+
+CODE_CLASS = "AutoModelForSequenceClassification"
+"""What the head of a cross-encoder is called in ``auto_map``, as transformers looks it up."""
+
+
+def needs_remote_code(config: Mapping[str, Any]) -> bool:
+    """Whether config.json names a class of the model's own, in Python files beside it."""
+    mapped = config.get("auto_map")
+    return isinstance(mapped, dict) and CODE_CLASS in mapped
+
+
+HEADS: tuple[tuple[str, str], ...] = (
+    ("ForSequenceClassification", ""),
+    ("ForCausalLM", "a causal language model"),
+    ("LMHeadModel", "a causal language model"),
+    ("ForConditionalGeneration", "a model that generates text"),
+    ("ForMaskedLM", "a masked language model, not trained to rank"),
+    ("ForPreTraining", "a pretrained model, not trained to rank"),
+    ("ForTokenClassification", "a classifier of tokens"),
+    ("ForQuestionAnswering", "a model that marks answers in a text"),
+    ("ForMultipleChoice", "a model of multiple choice"),
+    ("Model", "an embedding model or a bare encoder"),
+)
+"""How the names in ``architectures`` end, and what such a model is; blank for a cross-encoder."""
+
+
+def other_kind(config: Mapping[str, Any]) -> str | None:
+    """Return what a model is that is no cross-encoder by its ``architectures``, with its class.
+
+    None where it is one, or where config.json does not say.
+    """
+    listed = config.get("architectures")
+    names = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
+    if not names or any(name.endswith(HEADS[0][0]) for name in names):
+        return None
+    kind = next((kind for end, kind in HEADS if names[0].endswith(end)), "another kind of model")
+    return f"{kind} ({names[0]})"

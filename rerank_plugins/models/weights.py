@@ -1,15 +1,22 @@
-"""Which ONNX file of a model is taken. Pure functions over file names."""
+"""Which of a model's weights are taken. Pure functions over file names."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Callable, Collection, Sequence
 from pathlib import PurePosixPath
-from typing import TYPE_CHECKING
+from typing import TypeAlias
 
 from rerank_plugins.config import Precision
 from rerank_plugins.errors import ModelLoadError
 
-if TYPE_CHECKING:
-    from collections.abc import Collection, Sequence
+ChooseFiles: TypeAlias = Callable[[str, Collection[str]], Sequence[str]]
+"""From a model's name and its file names, relative to its folder, to the weights to take.
+
+The first decides what runs them. Raises `ModelLoadError` where none fits.
+"""
+
+SETTINGS_FILE = "config.json"
 
 USUAL_NAMES: dict[Precision, tuple[str, ...]] = {
     # O3 comes last, for its approximate GELU.
@@ -38,7 +45,15 @@ sentence-transformers export them. Each is looked for beside config.json and in 
 FOLDERS = ("", "onnx/")
 
 PYTORCH = (".bin", ".safetensors", ".pt", ".pth", ".ckpt")
-"""Endings of PyTorch weights, which have to be exported first."""
+"""Endings of PyTorch weights."""
+
+SAFETENSORS = "model.safetensors"
+PICKLED = "pytorch_model.bin"
+"""Names of a PyTorch checkpoint as transformers writes it. One too large for a file is cut into
+shards (``model-00001-of-00002.safetensors``), listed by an index of the name with ``.index.json``.
+"""
+
+INDEX = ".index.json"
 
 
 def wanted_precisions(precision: Precision, *, cuda: bool) -> tuple[Precision, ...]:
@@ -54,8 +69,8 @@ def wanted_precisions(precision: Precision, *, cuda: bool) -> tuple[Precision, .
     return (Precision.FP16, Precision.FP32) if cuda else (Precision.FP32, Precision.FP16)
 
 
-def choose_onnx(model: str, names: Collection[str], wanted: Sequence[Precision]) -> str:
-    """Return the ONNX file to take among *names*, paths relative to the model's folder.
+def choose_onnx(model: str, names: Collection[str], wanted: Sequence[Precision]) -> tuple[str, ...]:
+    """Return the ONNX file to take among *names*, and the files of its external data.
 
     A single ONNX file of an unusual name is taken where no precision was asked for.
 
@@ -63,15 +78,15 @@ def choose_onnx(model: str, names: Collection[str], wanted: Sequence[Precision])
         ModelLoadError: none fits; the message lists what was looked for and what is there.
     """
     looked_for = [
-        folder + name for kind in wanted for name in USUAL_NAMES[kind] for folder in FOLDERS
+        folder + name for kind in wanted for name in USUAL_NAMES.get(kind, ()) for folder in FOLDERS
     ]
     for name in looked_for:
         if name in names:
-            return name
+            return (name, *external_data(name, names))
     there = sorted(name for name in names if name.endswith(".onnx"))
     int8 = [name for name in there if PurePosixPath(name).name in USUAL_NAMES[Precision.INT8]]
     if len(wanted) > 1 and len(there) == 1 and not int8:
-        return there[0]
+        return (there[0], *external_data(there[0], names))
     raise ModelLoadError(model, _missing(looked_for, there, int8, names, wanted))
 
 
@@ -82,6 +97,67 @@ def external_data(onnx: str, names: Collection[str]) -> list[str]:
     beyond protobuf's limit of 2 GB.
     """
     return sorted(name for name in names if name.startswith((f"{onnx}_data", f"{onnx}.data")))
+
+
+def choose_torch(model: str, names: Collection[str], *, allow_pickle: bool) -> tuple[str, ...]:
+    """Return the safetensors file of a PyTorch checkpoint, or its index and shards.
+
+    A pickled one is taken where there is no other and *allow_pickle* is set.
+
+    Raises:
+        ModelLoadError: there is none, or it is incomplete, or pickled and not allowed.
+    """
+    found = _checkpoint(names, SAFETENSORS)
+    if not found:
+        found = _checkpoint(names, PICKLED)
+        if not found:
+            raise ModelLoadError(model, _no_checkpoint(names))
+        if not allow_pickle:
+            raise ModelLoadError(model, PICKLED_ALONE)
+    if SETTINGS_FILE not in names:
+        raise ModelLoadError(
+            model,
+            f"there is no {SETTINGS_FILE}, which says how its PyTorch weights are put together; "
+            "copy it from where the weights come from",
+        )
+    return found
+
+
+PICKLED_ALONE = (
+    "its weights are pickled (.bin), and opening a pickle can run code. Convert them with "
+    "transformers: AutoModelForSequenceClassification.from_pretrained(MODEL)"
+    ".save_pretrained(FOLDER), or, if you trust where they come from, set allow_pickle=True"
+)
+
+
+def _checkpoint(names: Collection[str], single: str) -> tuple[str, ...]:
+    """Return the file *single* among *names*, or else the index and shards that stand for it."""
+    if single in names:
+        return (single,)
+    stem, _, ending = single.rpartition(".")
+    pattern = re.compile(rf"{stem}-\d+-of-\d+\.{ending}")
+    shards = sorted(name for name in names if pattern.fullmatch(name))
+    # Either may be missing where a download broke off; who reads the index sees it.
+    return (single + INDEX, *shards) if shards or single + INDEX in names else ()
+
+
+def _no_checkpoint(names: Collection[str]) -> str:
+    looked = f"looked for {SAFETENSORS}, {SAFETENSORS}{INDEX}, {PICKLED}"
+    if "adapter_config.json" in names:
+        return (
+            f"it is an adapter (LoRA) without the model it adapts ({looked}); merge the two with "
+            "peft: merge_and_unload().save_pretrained(FOLDER)"
+        )
+    there = sorted(name for name in names if name.endswith(PYTORCH))
+    if there:
+        return f"no PyTorch weights have a known name ({looked}); there are {', '.join(there)}"
+    onnx = sorted(name for name in names if name.endswith(".onnx"))
+    if onnx:
+        return (
+            f"there are no PyTorch weights ({looked}), but {', '.join(onnx)}; "
+            'leave backend out, or set backend="onnx"'
+        )
+    return f"there are no PyTorch weights ({looked})"
 
 
 def _missing(
@@ -96,7 +172,7 @@ def _missing(
             f"it has int8 ONNX files alone ({', '.join(int8)}), whose logits may depend on the "
             'batch; ask for them with precision="int8"'
         )
-    looked = f"looked for {', '.join(looked_for)}"
+    looked = f"looked for {', '.join(looked_for) or f'none, since ONNX files hold no {wanted[0]}'}"
     if there:
         return (
             f"no ONNX file fits ({looked}); there are {', '.join(there)}. Set precision to one "

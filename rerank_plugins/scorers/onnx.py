@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import re
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -15,7 +16,7 @@ from rerank_plugins.errors import ConfigError, ModelLoadError, ScoringError, fir
 from rerank_plugins.models.encoding import PairEncoder, TokenPair
 from rerank_plugins.models.files import find_model
 from rerank_plugins.models.settings import longest_pair, model_activation, pad_id
-from rerank_plugins.models.weights import wanted_precisions
+from rerank_plugins.models.weights import choose_onnx, wanted_precisions
 from rerank_plugins.scorers.runtime import import_onnxruntime, session_options
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class OnnxScorer:
         self.activation = activation
         self.batch_tokens = CUDA_BATCH_TOKENS if session.provider == CUDA else CPU_BATCH_TOKENS
         self.identity = (
-            f"onnx {files.name}@{files.version} {files.onnx.name} on {session.provider}, "
+            f"onnx {files.name}@{files.version} {files.weights[0].name} on {session.provider}, "
             f"{encoder.truncation} at {encoder.max_length}, template {_digest(encoder.template)}"
         )
         self._session: _Session | None = session
@@ -72,8 +73,8 @@ class OnnxScorer:
         self._pad_id = pad_id
 
     @classmethod
-    def open(cls, config: RerankConfig) -> Self:
-        """Find the model's files, load them, and score one pair to see that they are a reranker.
+    def open(cls, config: RerankConfig, files: ModelFiles | None = None) -> Self:
+        """Load a model's files, found here unless given, and score a pair to see that it ranks.
 
         Raises:
             ConfigError: device or max_length is not what this machine or model offers.
@@ -82,13 +83,14 @@ class OnnxScorer:
         """
         ort = import_onnxruntime('backend "onnx"')
         device = choose_device(config.device, ort.get_available_providers())
-        wanted = wanted_precisions(config.precision, cuda=device is not None)
-        files = find_model(
-            config.model,
-            wanted=wanted,
-            revision=config.revision,
-            local_files_only=config.local_files_only,
-        )
+        if files is None:
+            wanted = wanted_precisions(config.precision, cuda=device is not None)
+            files = find_model(
+                config.model,
+                choose=partial(choose_onnx, wanted=wanted),
+                revision=config.revision,
+                local_files_only=config.local_files_only,
+            )
         max_length = longest_pair(files, config.max_length)
         activation = model_activation(files, must_know=config.activation is Activation.AUTO)
         session = _Session(ort, files, device, must_start=config.device != "auto")
@@ -170,14 +172,14 @@ class _Session:
             providers.insert(0, (CUDA, {"device_id": device}))
         try:
             self._session = ort.InferenceSession(
-                os.fspath(files.onnx), sess_options=session_options(ort), providers=providers
+                os.fspath(files.weights[0]), sess_options=session_options(ort), providers=providers
             )
         # onnxruntime's exceptions share no base but Exception.
         except Exception as exc:
             raise ModelLoadError(
                 files.name,
-                f"onnxruntime cannot read {files.onnx.name}; it may be broken, half downloaded, "
-                f"or without its external data: {first_line(exc)}",
+                f"onnxruntime cannot read {files.weights[0].name}; it may be broken, half "
+                f"downloaded, or without its external data: {first_line(exc)}",
             ) from exc
         self.provider: str = self._session.get_providers()[0]
         if device is not None and self.provider != CUDA:
@@ -192,7 +194,7 @@ class _Session:
         if unknown := sorted(types.keys() - set(INPUTS)):
             raise ModelLoadError(
                 files.name,
-                f"{files.onnx.name} asks for the inputs {', '.join(unknown)}, which a "
+                f"{files.weights[0].name} asks for the inputs {', '.join(unknown)}, which a "
                 f"cross-encoder does not have; known are {', '.join(INPUTS)}",
             )
         self.inputs = {name: INTEGERS.get(kind, np.int64) for name, kind in types.items()}
@@ -213,6 +215,8 @@ def choose_device(device: str, offered: Sequence[str]) -> int | None:
         ConfigError: *device* is not a device, or not among what onnxruntime offers.
     """
     found = re.fullmatch(r"(auto|cpu|cuda)|cuda:(\d+)", device)
+    if device == "mps":
+        raise ConfigError('device: onnxruntime has no "mps", PyTorch weights do; use device="cpu"')
     if found is None:
         raise ConfigError(f'device: expected "auto", "cpu", "cuda" or "cuda:N", got {device!r}')
     if device == "cpu" or (device == "auto" and CUDA not in offered):

@@ -30,7 +30,10 @@ def test_a_config_is_frozen_and_compares_by_value() -> None:
     ("settings", "named"),
     [
         ({"modle": "m"}, "modle: unknown setting"),
-        ({"backend": "tensorflow"}, "backend: .*'auto', 'onnx' or 'lexical', got 'tensorflow'"),
+        (
+            {"backend": "tensorflow"},
+            "backend: .*'auto', 'torch', 'onnx' or 'lexical', got 'tensorflow'",
+        ),
         ({"precision": "int2"}, "precision: .*got 'int2'"),
         ({"max_length": 0}, "max_length: .*greater than or equal to 8, got 0"),
         ({"cache_entries": -1}, "cache_entries: .*got -1"),
@@ -41,6 +44,25 @@ def test_a_config_is_frozen_and_compares_by_value() -> None:
         ({"model": "  "}, "model is blank"),
         ({"backend": "lexical", "model": "some/model"}, 'backend="lexical" loads no model'),
         ({"backend": "onnx", "model": "lexical"}, "no ONNX file"),
+        ({"backend": "torch"}, 'model="embedded" has no PyTorch weights'),
+        ({"backend": "torch", "model": "lexical"}, 'model="lexical" has no PyTorch weights'),
+        ({"backend": "torch", "model": "a/model.onnx"}, 'backend="torch" runs no ONNX file'),
+        (
+            {"backend": "torch", "model": "m", "precision": "int8"},
+            'backend="torch" does not take precision="int8"; take "bf16"',
+        ),
+        (
+            {"backend": "onnx", "model": "m", "precision": "bf16"},
+            'backend="onnx" does not take precision="bf16"; take "fp32"',
+        ),
+        (
+            {"backend": "onnx", "model": "m", "device": "mps"},
+            'backend="onnx" does not take device="mps"',
+        ),
+        ({"precision": "int8", "device": "mps"}, 'precision="int8" does not take device="mps"'),
+        ({"device": "mps:0"}, "device: expected .*\"mps\", got 'mps:0'"),
+        ({"trust_remote_code": "perhaps"}, "trust_remote_code: .*got 'perhaps'"),
+        ({"timeout_s": True}, "timeout_s: expected a number of seconds, got True"),
         ({"language_models": {"ZH": "m"}}, "language_models: 'ZH' is not a lower-case ISO 639-1"),
         ({"normalizer": 3}, "normalizer: .*got 3"),
     ],

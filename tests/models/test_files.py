@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -16,7 +17,7 @@ from tests.tiny_models import write_model
 if TYPE_CHECKING:
     from pathlib import Path
 
-CPU = wanted_precisions(Precision.AUTO, cuda=False)
+CPU = partial(choose_onnx, wanted=wanted_precisions(Precision.AUTO, cuda=False))
 
 
 @pytest.mark.parametrize(
@@ -45,7 +46,7 @@ def test_the_file_follows_from_precision_and_device(
 ) -> None:
     wanted = wanted_precisions(Precision(precision), cuda=cuda)
 
-    assert choose_onnx("m", names, wanted) == expected
+    assert choose_onnx("m", names, wanted) == (expected,)
 
 
 @pytest.mark.parametrize(
@@ -80,9 +81,9 @@ def test_external_data_is_found_by_its_name() -> None:
 def test_a_folder_gives_its_files(tmp_path: Path) -> None:
     write_model(tmp_path, onnx_names=("onnx/model.onnx",))
 
-    files = find_model(str(tmp_path), wanted=CPU)
+    files = find_model(str(tmp_path), choose=CPU)
 
-    assert files.onnx == tmp_path / "onnx" / "model.onnx"
+    assert files.weights == (tmp_path / "onnx" / "model.onnx",)
     assert files.tokenizer == tmp_path / "tokenizer.json"
     assert files.config["model_type"] == "bert"
     assert files.tokenizer_config["pad_token"] == "[PAD]"
@@ -92,9 +93,9 @@ def test_a_folder_gives_its_files(tmp_path: Path) -> None:
 def test_a_file_that_is_named_is_taken_as_it_is(name: str, tmp_path: Path) -> None:
     write_model(tmp_path, onnx_names=(name,))
 
-    files = find_model(str(tmp_path / name), wanted=CPU)
+    files = find_model(str(tmp_path / name), choose=CPU)
 
-    assert files.onnx == tmp_path / name
+    assert files.weights == (tmp_path / name,)
     assert files.tokenizer == tmp_path / "tokenizer.json"
 
 
@@ -104,7 +105,7 @@ def test_settings_may_be_missing(tmp_path: Path) -> None:
     (tmp_path / "tokenizer_config.json").unlink()
     (tmp_path / "special_tokens_map.json").write_text('{"pad_token": "[PAD]"}')
 
-    files = find_model(str(tmp_path), wanted=CPU)
+    files = find_model(str(tmp_path), choose=CPU)
 
     assert files.config == {}
     assert files.tokenizer_config == {"pad_token": "[PAD]"}
@@ -113,14 +114,14 @@ def test_settings_may_be_missing(tmp_path: Path) -> None:
 def test_a_copy_has_the_same_version_and_a_change_another(tmp_path: Path) -> None:
     first = write_model(tmp_path / "first")
     copy = shutil.copytree(first, tmp_path / "copy")
-    version = find_model(str(first), wanted=CPU).version
-    assert find_model(str(copy), wanted=CPU).version == version
+    version = find_model(str(first), choose=CPU).version
+    assert find_model(str(copy), choose=CPU).version == version
 
     for name in ("model.onnx", "tokenizer.json"):
         raw = bytearray((copy / name).read_bytes())
         raw[-2] ^= 1
         (copy / name).write_bytes(raw)
-        assert find_model(str(copy), wanted=CPU).version != version
+        assert find_model(str(copy), choose=CPU).version != version
 
 
 @pytest.mark.parametrize(
@@ -128,7 +129,7 @@ def test_a_copy_has_the_same_version_and_a_change_another(tmp_path: Path) -> Non
 )
 def test_a_path_that_is_not_there_never_goes_to_the_hub(name: str) -> None:
     with pytest.raises(ModelLoadError, match="there is no such file or folder"):
-        find_model(name, wanted=CPU)
+        find_model(name, choose=CPU)
 
 
 @pytest.mark.parametrize(
@@ -142,14 +143,14 @@ def test_a_path_that_is_not_there_never_goes_to_the_hub(name: str) -> None:
 )
 def test_a_web_address_is_answered_with_the_id_in_it(address: str, id_: str) -> None:
     with pytest.raises(ModelLoadError, match=f"name the model by its id: {id_}$"):
-        find_model(address, wanted=CPU)
+        find_model(address, choose=CPU)
 
 
 def test_a_file_of_another_kind_is_refused(tmp_path: Path) -> None:
     (tmp_path / "model.pt").write_bytes(b"")
 
     with pytest.raises(ModelLoadError, match="not an ONNX file"):
-        find_model(str(tmp_path / "model.pt"), wanted=CPU)
+        find_model(str(tmp_path / "model.pt"), choose=CPU)
 
 
 def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
@@ -157,14 +158,14 @@ def test_a_folder_without_a_tokenizer_is_refused(tmp_path: Path) -> None:
     (tmp_path / "tokenizer.json").unlink()
 
     with pytest.raises(ModelLoadError, match=r"no tokenizer.json.*save_pretrained"):
-        find_model(str(tmp_path), wanted=CPU)
+        find_model(str(tmp_path), choose=CPU)
 
 
 def test_a_revision_of_a_local_model_is_refused(tmp_path: Path) -> None:
     write_model(tmp_path)
 
     with pytest.raises(ConfigError, match=r"revision: only a model on the hub.*got 'main'"):
-        find_model(str(tmp_path), wanted=CPU, revision="main")
+        find_model(str(tmp_path), choose=CPU, revision="main")
 
 
 def test_files_that_cannot_be_opened_are_named(
@@ -178,9 +179,9 @@ def test_files_that_cannot_be_opened_are_named(
     monkeypatch.setattr("pathlib.Path.iterdir", refuse)
 
     with pytest.raises(ModelLoadError, match=r"its files cannot be read: .*Permission denied"):
-        find_model(str(tmp_path), wanted=CPU)
+        find_model(str(tmp_path), choose=CPU)
 
 
 def test_a_home_folder_that_is_not_there_is_named() -> None:
     with pytest.raises(ModelLoadError, match="no such home folder"):
-        find_model("~nobody-of-this-name/model", wanted=CPU)
+        find_model("~nobody-of-this-name/model", choose=CPU)

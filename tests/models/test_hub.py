@@ -27,20 +27,21 @@ UNREACHABLE = "http://127.0.0.1:9"
 
 CLIENT = """
 import json, sys
+from functools import partial
 from rerank_plugins.config import Precision, RerankConfig
 from rerank_plugins.errors import RerankError
 from rerank_plugins.models.files import find_model
-from rerank_plugins.models.weights import wanted_precisions
+from rerank_plugins.models.weights import choose_onnx, wanted_precisions
 from rerank_plugins.scorers.onnx import OnnxScorer
 
 answers = []
 for name, settings in json.loads(sys.argv[1]):
     try:
         wanted = wanted_precisions(Precision(settings.pop("precision", "auto")), cuda=False)
-        files = find_model(name, wanted=wanted, **settings)
-        folder = files.onnx.parents[name == "acme/nested"]
+        files = find_model(name, choose=partial(choose_onnx, wanted=wanted), **settings)
+        folder = files.folder
         there = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-        answers.append({"version": files.version, "onnx": files.onnx.name, "there": there})
+        answers.append({"version": files.version, "onnx": files.weights[0].name, "there": there})
         if name == "acme/ranker":
             scorer = OnnxScorer.open(RerankConfig(model=name, **settings))
             answers[-1]["logits"] = scorer.forward(scorer.encode("cat", ["dog", "tree"])).tolist()
@@ -216,7 +217,7 @@ def test_a_download_that_broke_off_says_how_to_finish_it(
         ask(UNREACHABLE, tmp_path, ("acme/ranker", {"revision": COMMIT})),
     )
 
-    assert "only local files were asked for, and the cache holds no ONNX" in alone[0]["error"]
+    assert "only local files were asked for, and the cache holds no weights" in alone[0]["error"]
     assert alone[0]["error"].endswith("hf download acme/ranker")
     assert offline[0]["error"].endswith(f"hf download acme/ranker --revision {COMMIT}")
 

@@ -125,7 +125,7 @@ def test_the_device_is_chosen_among_what_is_offered(
     assert choose_device(device, offered) == expected
 
 
-@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:-1", "CPU", "", "mps"])
+@pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:-1", "CPU", "", "xpu"])
 def test_a_device_that_is_none_is_refused(device: str) -> None:
     with pytest.raises(ConfigError, match=r"device: expected .*cuda:N"):
         choose_device(device, BOTH)
