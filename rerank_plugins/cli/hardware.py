@@ -62,3 +62,19 @@ def onnxruntime_providers() -> list[str] | None:
     except ImportError:
         return None
     return list(onnxruntime.get_available_providers())
+
+
+def torch_devices() -> list[str] | None:
+    """Return what torch can run on, or None where it is not installed or cannot be imported."""
+    try:
+        import torch
+    except (ImportError, OSError):
+        # A library that torch needs may be missing, which is an OSError.
+        return None
+    found = ["cpu"]
+    if torch.backends.mps.is_available():
+        found.append("mps")
+    if torch.cuda.is_available():
+        names = map(torch.cuda.get_device_name, range(torch.cuda.device_count()))
+        found += [f"cuda:{number} ({name})" for number, name in enumerate(names)]
+    return found

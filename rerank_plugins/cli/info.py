@@ -13,6 +13,7 @@ from rerank_plugins.cli.hardware import (
     cpu_name,
     onnxruntime_providers,
     read_cpuinfo,
+    torch_devices,
     usable_cores,
 )
 from rerank_plugins.cli.output import print_json, print_line
@@ -22,13 +23,17 @@ from rerank_plugins.errors import RerankError
 
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Mapping
 
-    from rerank_plugins.cli.choices import Choice
     from rerank_plugins.config import RerankConfig
+    from rerank_plugins.scorers.selection import Choice
 
 _CORE: Final = ("numpy", "pydantic", "tokenizers", "huggingface-hub")
 _OPTIONAL: Final = (
     (("onnxruntime", "onnxruntime-gpu"), "onnx"),
+    (("torch",), "torch"),
+    (("transformers",), "torch"),
+    (("safetensors",), "torch"),
     (("langchain-core",), "langchain"),
     (("llama-index-core",), "llama-index"),
     (("bm25s",), "eval"),
@@ -66,32 +71,35 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
 def run(args: argparse.Namespace) -> int:
     """Look, and print what was found; a model that cannot be opened is a finding too."""
     config = chosen_config(args)
-    providers = onnxruntime_providers()
-    opened = _open(config)
-    choices = settle(config, providers, scorer=opened.scorer, identity=opened.identity)
+    opened, found = _open(config)
+    choices = settle(config, scorer=opened.scorer, choices=found)
     if args.json:
-        print_json(_as_json(config, providers, choices, opened))
+        print_json(_as_json(config, choices, opened))
     else:
-        _print_report(config, providers, choices, opened)
+        _print_report(config, choices, opened)
     return 0
 
 
-def _open(config: RerankConfig) -> Opened:
-    """Open the scorer, from local files alone, and close it again."""
+def _open(config: RerankConfig) -> tuple[Opened, Mapping[str, Choice]]:
+    """Open the scorer, from local files alone, and close it again.
+
+    Its ``choices`` say what settings came to; a scorer may leave them out.
+    """
     from rerank_plugins.scorers import open_scorer
 
     try:
         scorer = open_scorer(config.model_copy(update={"local_files_only": True}))
     except RerankError as exc:
-        return Opened(problem=one_line(str(exc)))
+        return Opened(problem=one_line(str(exc))), {}
     try:
-        return Opened(
+        opened = Opened(
             scorer=scorer.name,
             identity=scorer.identity,
             activation=scorer.activation,
             languages="any" if scorer.languages is None else sorted(scorer.languages),
             batch_tokens=config.batch_tokens or scorer.batch_tokens,
         )
+        return opened, getattr(scorer, "choices", {})
     finally:
         scorer.close()
 
@@ -112,9 +120,7 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _as_json(
-    config: RerankConfig, providers: list[str] | None, choices: dict[str, Choice], opened: Opened
-) -> dict[str, object]:
+def _as_json(config: RerankConfig, choices: dict[str, Choice], opened: Opened) -> dict[str, object]:
     cpuinfo = read_cpuinfo()
     return {
         "machine": {
@@ -122,7 +128,8 @@ def _as_json(
             "cpu": cpu_name(cpuinfo),
             "cpu_features": cpu_features(cpuinfo),
             "cores": usable_cores(),
-            "onnxruntime_providers": providers,
+            "onnxruntime_providers": onnxruntime_providers(),
+            "torch_devices": torch_devices(),
         },
         "packages": {"python": platform.python_version(), **_packages()},
         "model": {
@@ -133,9 +140,7 @@ def _as_json(
     }
 
 
-def _print_report(
-    config: RerankConfig, providers: list[str] | None, choices: dict[str, Choice], opened: Opened
-) -> None:
+def _print_report(config: RerankConfig, choices: dict[str, Choice], opened: Opened) -> None:
     cpuinfo = read_cpuinfo()
     extra_of = {name: extra for names, extra in _OPTIONAL for name in names}
     packages = {
@@ -150,7 +155,8 @@ def _print_report(
             "cpu": cpu_name(cpuinfo),
             "cpu features": " ".join(cpu_features(cpuinfo)) or "none known",
             "cores": str(usable_cores()),
-            "onnxruntime": ", ".join(providers) if providers else "not installed",
+            "onnxruntime": ", ".join(onnxruntime_providers() or ["not installed"]),
+            "torch": ", ".join(torch_devices() or ["not installed"]),
         },
     )
     _print_section("packages", {"python": platform.python_version(), **packages})

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 from rerank_plugins.config import EMBEDDED, LEXICAL, Backend
 
 if TYPE_CHECKING:
     from rerank_plugins.config import RerankConfig
+    from rerank_plugins.models.files import ModelFiles
     from rerank_plugins.protocols import AnyScorer
 
 
@@ -26,6 +28,35 @@ def open_scorer(config: RerankConfig) -> AnyScorer:
         from rerank_plugins.scorers.embedded import EmbeddedScorer
 
         return EmbeddedScorer.open(config)
+    from rerank_plugins.scorers.selection import settled_backend
+
+    settled = settled_backend(config)
+    files = None if settled else _find_files(config)
+    if (files.backend if files else settled and settled.value) == Backend.TORCH:
+        from rerank_plugins.scorers.torch.scorer import TorchScorer
+
+        return TorchScorer.open(config, files)
     from rerank_plugins.scorers.onnx import OnnxScorer
 
-    return OnnxScorer.open(config)
+    return OnnxScorer.open(config, files)
+
+
+def _find_files(config: RerankConfig) -> ModelFiles:
+    """Find the model's files, and with them the backend, in one listing of the hub."""
+    from rerank_plugins.models.files import find_model
+    from rerank_plugins.models.weights import choose_onnx, choose_torch
+    from rerank_plugins.scorers.onnx import precisions_here
+    from rerank_plugins.scorers.selection import choose_weights, installed_backends
+
+    installed = installed_backends()
+    choosers = {
+        Backend.TORCH: partial(choose_torch, allow_pickle=config.allow_pickle),
+        Backend.ONNX: partial(choose_onnx, wanted=precisions_here(config)),
+    }
+    return find_model(
+        config.model,
+        choose=partial(choose_weights, choosers=choosers, installed=installed),
+        revision=config.revision,
+        local_files_only=config.local_files_only,
+        remote_code=config.trust_remote_code,
+    )

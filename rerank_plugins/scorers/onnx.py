@@ -11,16 +11,23 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
 
-from rerank_plugins.config import Activation
+from rerank_plugins.config import Activation, Backend, Precision
 from rerank_plugins.errors import ConfigError, ModelLoadError, ScoringError, first_line
 from rerank_plugins.models.encoding import PairEncoder, TokenPair
 from rerank_plugins.models.files import find_model
 from rerank_plugins.models.settings import longest_pair, model_activation, pad_id
-from rerank_plugins.models.weights import choose_onnx, wanted_precisions
+from rerank_plugins.models.weights import USUAL_NAMES, choose_onnx, wanted_precisions
 from rerank_plugins.scorers.runtime import import_onnxruntime, session_options
+from rerank_plugins.scorers.selection import (
+    Choice,
+    as_set,
+    backend_choice,
+    installed_backends,
+    unread,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
     from types import ModuleType
 
     from numpy.typing import NDArray
@@ -60,8 +67,10 @@ class OnnxScorer:
         *,
         activation: Literal["sigmoid", "logit"],
         pad_id: int,
+        choices: Mapping[str, Choice],
     ) -> None:
         self.name = files.name
+        self.choices = choices
         self.activation = activation
         self.batch_tokens = CUDA_BATCH_TOKENS if session.provider == CUDA else CPU_BATCH_TOKENS
         self.identity = (
@@ -84,10 +93,9 @@ class OnnxScorer:
         ort = import_onnxruntime('backend "onnx"')
         device = choose_device(config.device, ort.get_available_providers())
         if files is None:
-            wanted = wanted_precisions(config.precision, cuda=device is not None)
             files = find_model(
                 config.model,
-                choose=partial(choose_onnx, wanted=wanted),
+                choose=partial(choose_onnx, wanted=precisions_here(config)),
                 revision=config.revision,
                 local_files_only=config.local_files_only,
             )
@@ -107,7 +115,10 @@ class OnnxScorer:
         except Exception as exc:
             raise ModelLoadError(files.name, f"its tokenizer cannot encode a pair: {exc}") from exc
         padding = pad_id(files, tokenizer.token_to_id)
-        scorer = cls(files, session, encoder, activation=activation, pad_id=padding)
+        choices = _choices(config, files, session, max_length)
+        scorer = cls(
+            files, session, encoder, activation=activation, pad_id=padding, choices=choices
+        )
         scorer._check_head()
         return scorer
 
@@ -181,7 +192,9 @@ class _Session:
                 f"onnxruntime cannot read {files.weights[0].name}; it may be broken, half "
                 f"downloaded, or without its external data: {first_line(exc)}",
             ) from exc
+        self.offers_cuda = device is not None
         self.provider: str = self._session.get_providers()[0]
+        self.device = f"cuda:{device}" if self.provider == CUDA else "cpu"
         if device is not None and self.provider != CUDA:
             problem = (
                 "onnxruntime offers CUDA but could not start it (see its message above; the "
@@ -228,6 +241,44 @@ def choose_device(device: str, offered: Sequence[str]) -> int | None:
             'pip uninstall onnxruntime; pip install "rerank-plugins[onnx-gpu]"'
         )
     return int(found[2] or 0)
+
+
+def precisions_here(config: RerankConfig) -> tuple[Precision, ...]:
+    """Return the precisions to take on this machine, best first."""
+    cuda = config.device.startswith("cuda")
+    if config.device == "auto" and Backend.ONNX in installed_backends():
+        cuda = CUDA in import_onnxruntime('backend "onnx"').get_available_providers()
+    return wanted_precisions(config.precision, cuda=cuda)
+
+
+def _choices(
+    config: RerankConfig, files: ModelFiles, session: _Session, max_length: int
+) -> dict[str, Choice]:
+    """Return what the settings came to, and why, for whoever asks."""
+    if session.device != "cpu":
+        why = "onnxruntime offers CUDA"
+    elif session.offers_cuda:
+        why = "onnxruntime offers CUDA but could not start it"
+    else:
+        why = "onnxruntime offers no CUDA"
+    return {
+        "backend": backend_choice(config, Backend.ONNX, installed_backends()),
+        "device": as_set(config, "device") or Choice(session.device, why),
+        "precision": _precision_choice(config, files.weights[0].name),
+        "max_length": as_set(config, "max_length")
+        or Choice(str(max_length), "the model's own limit"),
+    }
+
+
+def _precision_choice(config: RerankConfig, file: str) -> Choice:
+    if config.model.endswith(".onnx"):
+        return Choice("its own", unread(config, "precision", "an ONNX file is taken as it is"))
+    made = as_set(config, "precision")
+    if made is not None:
+        return made
+    named = next((kind for kind, names in USUAL_NAMES.items() if file in names), "its own")
+    looked = " or else ".join(precisions_here(config))
+    return Choice(named, f"{file} is what the model has of {looked}")
 
 
 def pad(pairs: Sequence[TokenPair], pad_id: int) -> dict[str, NDArray[np.int64]]:

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import sys
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
 import pytest
 
 from rerank_plugins.cli import hardware
-from rerank_plugins.cli.choices import Choice, settle
-from rerank_plugins.config import RerankConfig
 from rerank_plugins.errors import ModelLoadError
 from rerank_plugins.scorers import open_scorer
+from tests.tiny_models import write_model
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    from rerank_plugins.config import RerankConfig
     from tests.cli.conftest import Run
 
 CPUINFO = """\
@@ -32,7 +35,7 @@ def test_json_says_what_would_run_and_why(run: Run, opened: list[RerankConfig]) 
     assert set(report) == {"machine", "packages", "model"}
     model = report["model"]
     assert model["name"] == "some/model"
-    assert model["backend"]["value"] == "onnx"
+    assert model["backend"] == {"value": "its own", "why": "the scorer does not say"}
     assert model["scorer"] == "some/model"
     assert model["identity"] == "some/model@512"
     assert model["batch_tokens"] == 77
@@ -120,26 +123,58 @@ def test_a_setting_that_stops_a_model_is_shown_beside_the_problem(really: Run) -
     assert "the embedded model runs on the CPU" in report["problem"]
 
 
-def test_cuda_that_did_not_start_is_not_said_to_run() -> None:
-    offered = ("CUDAExecutionProvider", "CPUExecutionProvider")
+def test_an_opened_model_says_what_its_settings_came_to(really: Run, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    write_model(tmp_path)
 
-    device = settle(
-        RerankConfig(model="a/b"),
-        offered,
-        scorer="a/b",
-        identity="onnx a/b@1 model.onnx on CPUExecutionProvider, longest_first at 512",
-    )["device"]
+    report = json.loads(really("info", str(tmp_path), "--device", "cpu", "--json").out)["model"]
 
-    assert device == Choice("cpu", "onnxruntime offers CUDA but could not start it")
+    assert report["backend"]["value"] == "onnx"
+    assert report["backend"]["why"].startswith("the model has an ONNX file")
+    assert report["device"] == {"value": "cpu", "why": "as set"}
+    assert report["precision"] == {
+        "value": "fp32",
+        "why": "model.onnx is what the model has of fp32 or else fp16",
+    }
+    assert report["max_length"] == {"value": "64", "why": "the model's own limit"}
 
 
-def test_a_file_that_is_named_has_its_own_precision(run: Run) -> None:
-    report = json.loads(run("info", "models/a.onnx", "--precision", "int8", "--json").out)
+def test_a_file_that_is_named_has_its_own_precision(really: Run, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    path = write_model(tmp_path) / "model.onnx"
 
-    assert report["model"]["precision"] == {
+    report = json.loads(really("info", str(path), "--precision", "int8", "--json").out)["model"]
+
+    assert report["backend"] == {"value": "onnx", "why": "the model is an ONNX file"}
+    assert report["precision"] == {
         "value": "its own",
         "why": "an ONNX file is taken as it is; precision int8 is not read",
     }
+
+
+@pytest.mark.parametrize(
+    ("flags", "backend"),
+    [
+        (("--precision", "int8"), {"value": "onnx", "why": "nothing else computes in int8"}),
+        (("--precision", "bf16"), {"value": "torch", "why": "nothing else computes in bf16"}),
+        (("--device", "mps"), {"value": "torch", "why": "nothing else runs on mps"}),
+        ((), {"value": "auto", "why": "follows when the model is opened"}),
+    ],
+)
+def test_without_the_model_what_the_settings_decide_is_shown(
+    run: Run,
+    flags: tuple[str, ...],
+    backend: dict[str, str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(config: RerankConfig) -> None:
+        raise ModelLoadError(config.model, "it is not on this machine")
+
+    monkeypatch.setattr("rerank_plugins.scorers.open_scorer", refuse)
+
+    report = json.loads(run("info", "a/b", *flags, "--json").out)["model"]
+
+    assert report["backend"] == backend
 
 
 def test_a_model_that_cannot_be_opened_is_a_finding(
@@ -181,25 +216,29 @@ def test_other_systems_have_a_processor_too() -> None:
     assert hardware.usable_cores() >= 1
 
 
-@pytest.mark.parametrize(
-    ("providers", "device", "precision"),
-    [
-        (None, "none", "fp32 or else fp16"),
-        (["CPUExecutionProvider"], "cpu", "fp32 or else fp16"),
-        (["CUDAExecutionProvider", "CPUExecutionProvider"], "cuda", "fp16 or else fp32"),
-    ],
-)
-def test_device_and_precision_follow_from_what_onnxruntime_offers(
-    run: Run,
-    monkeypatch: pytest.MonkeyPatch,
-    providers: list[str] | None,
-    device: str,
-    precision: str,
+def test_what_the_packages_can_run_on_is_listed(run: Run) -> None:
+    torch = pytest.importorskip("torch")
+    ort = pytest.importorskip("onnxruntime")
+
+    machine = json.loads(run("info", "lexical", "--json").out)["machine"]
+
+    assert machine["torch_devices"][0] == "cpu"
+    assert len(machine["torch_devices"]) == 1 + torch.backends.mps.is_available() + (
+        torch.cuda.device_count()
+    )
+    assert machine["onnxruntime_providers"] == ort.get_available_providers()
+
+
+def test_packages_that_are_not_there_run_on_nothing(
+    run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("rerank_plugins.cli.info.onnxruntime_providers", lambda: providers)
+    for package in ("torch", "onnxruntime"):
+        monkeypatch.setitem(sys.modules, package, None)
 
-    report = json.loads(run("info", "a/b", "--json").out)
+    found = run("info", "lexical")
 
-    assert report["model"]["device"]["value"] == device
-    assert report["model"]["precision"]["value"] == precision
-    assert report["machine"]["onnxruntime_providers"] == providers
+    assert found.code == 0
+    assert [line.split() for line in found.out.splitlines() if line.endswith("not installed")] == [
+        ["onnxruntime", "not", "installed"],
+        ["torch", "not", "installed"],
+    ]

@@ -21,6 +21,7 @@ ROOMS = (
     "scorers/embedded.py",
     "scorers/lexical.py",
     "scorers/runtime.py",
+    "scorers/selection.py",
 )
 
 

@@ -125,6 +125,11 @@ def test_the_device_is_chosen_among_what_is_offered(
     assert choose_device(device, offered) == expected
 
 
+def test_a_device_of_torch_alone_is_refused() -> None:
+    with pytest.raises(ConfigError, match='no "mps", PyTorch weights do'):
+        choose_device("mps", BOTH)
+
+
 @pytest.mark.parametrize("device", ["gpu", "cuda:", "cuda:-1", "CPU", "", "xpu"])
 def test_a_device_that_is_none_is_refused(device: str) -> None:
     with pytest.raises(ConfigError, match=r"device: expected .*cuda:N"):
@@ -159,7 +164,14 @@ def test_cuda_that_does_not_start_is_an_error_only_where_it_was_asked_for(
         with pytest.raises(ConfigError, match=r'could not start it.*use device="cpu"'):
             open_model(device=device)
     else:
-        assert "CPUExecutionProvider" in open_model(device=device).identity
+        opened = open_model(device=device)
+        assert "CPUExecutionProvider" in opened.identity
+        assert opened.choices["device"] == (
+            "cpu",
+            "onnxruntime offers CUDA but could not start it",
+        )
+        # What is taken follows from what is offered, before it is known whether that starts.
+        assert "fp16 or else fp32" in opened.choices["precision"].why
         assert "running on CPU" in caplog.text
 
 

@@ -1,0 +1,181 @@
+"""Which backend runs a model: by settings, files and what is installed."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from typing import TYPE_CHECKING
+
+import pytest
+
+from rerank_plugins.config import Backend, Precision, RerankConfig
+from rerank_plugins.errors import MissingExtraError, ModelLoadError
+from rerank_plugins.models.weights import choose_onnx, choose_torch, wanted_precisions
+from rerank_plugins.scorers import open_scorer
+from rerank_plugins.scorers.onnx import OnnxScorer
+from rerank_plugins.scorers.selection import (
+    backend_choice,
+    choose_weights,
+    installed_backends,
+    settled_backend,
+)
+from tests.tiny_models import write_model
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+CHOOSERS = {
+    Backend.TORCH: partial(choose_torch, allow_pickle=False),
+    Backend.ONNX: partial(choose_onnx, wanted=wanted_precisions(Precision.AUTO, cuda=False)),
+}
+
+SAFE = ("config.json", "model.safetensors")
+PICKLED = ("config.json", "pytorch_model.bin")
+EXPORTED = ("config.json", "rerank_export.json", "model.onnx", "model_int8.onnx")
+ONNX = ("model.onnx", "model.onnx_data")
+BOTH = frozenset({Backend.TORCH, Backend.ONNX})
+TORCH_ALONE = frozenset({Backend.TORCH})
+ONNX_ALONE = frozenset({Backend.ONNX})
+
+
+def choose(names: Sequence[str], installed: frozenset[Backend]) -> tuple[str, ...]:
+    return tuple(choose_weights("m", names, choosers=CHOOSERS, installed=installed))
+
+
+@pytest.mark.parametrize(
+    ("names", "installed", "expected"),
+    [
+        ((*SAFE, *ONNX), BOTH, ("model.safetensors",)),
+        ((*SAFE, *ONNX), TORCH_ALONE, ("model.safetensors",)),
+        ((*SAFE, *ONNX), ONNX_ALONE, ONNX),
+        (SAFE, BOTH, ("model.safetensors",)),
+        (EXPORTED, BOTH, ("model.onnx",)),
+        ((*PICKLED, *ONNX), BOTH, ONNX),
+        ((*PICKLED, *SAFE), BOTH, ("model.safetensors",)),
+        # Weights that cannot be put together are no weights.
+        (("model.safetensors", *ONNX), BOTH, ONNX),
+    ],
+)
+def test_pytorch_weights_go_before_an_onnx_file_where_their_package_is_there(
+    names: Sequence[str], installed: frozenset[Backend], expected: tuple[str, ...]
+) -> None:
+    assert choose(names, installed) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "installed", "extra"),
+    [
+        (SAFE, ONNX_ALONE, "torch"),
+        (SAFE, frozenset(), "torch"),
+        (ONNX, TORCH_ALONE, "onnx"),
+        (ONNX, frozenset(), "onnx"),
+        ((*SAFE, *ONNX), frozenset(), "onnx"),
+        ((*PICKLED, *ONNX), TORCH_ALONE, "onnx"),
+    ],
+)
+def test_what_is_there_but_cannot_be_run_names_its_extra(
+    names: Sequence[str], installed: frozenset[Backend], extra: str
+) -> None:
+    with pytest.raises(MissingExtraError, match=rf"of 'm' needs .*rerank-plugins\[{extra}\]"):
+        choose(names, installed)
+
+
+@pytest.mark.parametrize("installed", [BOTH, TORCH_ALONE, ONNX_ALONE, frozenset()])
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (PICKLED, "weights are pickled.*allow_pickle=True"),
+        (("model.safetensors",), "there is no config.json"),
+        (("model_int8.onnx",), 'ask for them with precision="int8"'),
+        (("a.onnx", "b.onnx", "pytorch_model.bin"), "there are a.onnx, b.onnx"),
+        (("README.md",), "no weights: looked for model.safetensors and for an ONNX file"),
+        (("config.json", "adapter_config.json", "adapter_model.safetensors"), "adapter.*merge"),
+    ],
+)
+def test_where_nothing_fits_the_message_is_of_the_kind_of_file_that_is_there(
+    names: Sequence[str], expected: str, installed: frozenset[Backend]
+) -> None:
+    with pytest.raises(ModelLoadError, match=expected):
+        choose(names, installed)
+
+
+@pytest.mark.parametrize(
+    ("settings", "expected"),
+    [
+        ({}, None),
+        ({"precision": "fp16"}, None),
+        ({"device": "cuda"}, None),
+        ({"backend": "onnx"}, ("onnx", "as set")),
+        ({"backend": "torch"}, ("torch", "as set")),
+        ({"precision": "int8"}, ("onnx", "nothing else computes in int8")),
+        ({"precision": "bf16"}, ("torch", "nothing else computes in bf16")),
+        ({"device": "mps"}, ("torch", "nothing else runs on mps")),
+        ({"model": "a.onnx", "precision": "bf16"}, ("onnx", "the model is an ONNX file")),
+    ],
+)
+def test_some_settings_decide_without_the_files(
+    settings: dict[str, str], expected: tuple[str, str] | None
+) -> None:
+    assert settled_backend(RerankConfig(**{"model": "m"} | settings)) == expected
+
+
+@pytest.mark.parametrize(
+    ("backend", "installed", "why"),
+    [
+        (Backend.TORCH, BOTH, "the model has PyTorch weights, and torch is installed"),
+        (Backend.ONNX, BOTH, "no PyTorch weights to take here"),
+        (Backend.ONNX, ONNX_ALONE, "torch is not installed"),
+    ],
+)
+def test_the_reason_is_that_of_the_rule(
+    backend: Backend, installed: frozenset[Backend], why: str
+) -> None:
+    found = backend_choice(RerankConfig(model="m"), backend, installed)
+
+    assert found.value == backend
+    assert found.why.endswith(why)
+
+
+def test_a_package_counts_as_installed_where_it_can_be_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("onnxruntime")
+    assert Backend.ONNX in installed_backends()
+
+    monkeypatch.setitem(sys.modules, "onnxruntime", None)
+    monkeypatch.setitem(sys.modules, "transformers", None)
+
+    assert installed_backends() == frozenset()
+
+
+def test_pytorch_weights_without_torch_name_the_package_that_is_missing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model(tmp_path, onnx_names=())
+    (tmp_path / "model.safetensors").write_bytes(b"")
+    monkeypatch.setitem(sys.modules, "torch", None)
+
+    with pytest.raises(MissingExtraError, match=r"PyTorch weights of .* needs .*'torch'") as caught:
+        open_scorer(RerankConfig(model=str(tmp_path)))
+    assert caught.value.extra == "torch"
+
+
+def test_an_onnx_model_opens_by_itself_or_as_asked(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    write_model(tmp_path, external=True)
+
+    for settings in ({}, {"backend": "onnx"}):
+        scorer = open_scorer(RerankConfig(model=str(tmp_path), **settings))
+        assert isinstance(scorer, OnnxScorer)
+        assert len(scorer.encode("cat", ["dog"])) == 1
+        scorer.close()
+
+
+def test_a_forced_backend_takes_no_other_kind_of_file(tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime")
+    write_model(tmp_path, onnx_names=())
+    (tmp_path / "model.safetensors").write_bytes(b"")
+
+    with pytest.raises(ModelLoadError, match="PyTorch weights but no ONNX file"):
+        open_scorer(RerankConfig(model=str(tmp_path), backend="onnx"))
