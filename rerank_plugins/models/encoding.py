@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
 from rerank_plugins.config import Truncation
+from rerank_plugins.models.token_cache import TokenCache, Tokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,6 +17,9 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from tokenizers import Encoding, Tokenizer
 
+
+TOKEN_CACHE_BYTES = 64_000_000
+"""About 50 000 documents of 240 words, so that a further query on them is tokenised alone."""
 
 LEAST_ROOM = 4
 """Fewest tokens of text in a pair: two of each side."""
@@ -36,6 +41,20 @@ class TokenPair:
     def tokens(self) -> int:
         """Length with the special tokens."""
         return len(self.ids)
+
+
+def pad(pairs: Sequence[TokenPair], pad_id: int) -> dict[str, NDArray[np.int64]]:
+    """Return a model's inputs by name, each (pairs, longest), short rows filled on the right."""
+    shape = len(pairs), max(pair.tokens for pair in pairs)
+    ids = np.full(shape, pad_id, dtype=np.int64)
+    mask = np.zeros(shape, dtype=np.int64)
+    segments = np.zeros(shape, dtype=np.int64)
+    for row, pair in enumerate(pairs):
+        ids[row, : pair.tokens] = pair.ids
+        mask[row, : pair.tokens] = 1
+        if pair.segments is not None:
+            segments[row, : pair.tokens] = pair.segments
+    return {"input_ids": ids, "attention_mask": mask, "token_type_ids": segments}
 
 
 def cut_longest_first(query: int, document: int, room: int) -> tuple[int, int]:
@@ -101,9 +120,10 @@ class PairTemplate:
             document_segment=marked[document][1],
         )
         ids, segments = template.join(
-            encoded.ids[query:query_end], encoded.ids[document:document_end]
+            np.array(encoded.ids[query:query_end], np.int32),
+            np.array(encoded.ids[document:document_end], np.int32),
         )
-        if (ids, segments) != (encoded.ids, encoded.type_ids):
+        if (ids.tolist(), segments.tolist()) != (encoded.ids, encoded.type_ids):
             raise ValueError("it does not join two texts as: special tokens, query, …, document, …")
         if not template.length:
             # Without them the model sees one text, and its scores are off by a little.
@@ -116,23 +136,25 @@ class PairTemplate:
         """Special tokens in a pair."""
         return len(self.before) + len(self.between) + len(self.after)
 
-    def join(self, query: Sequence[int], document: Sequence[int]) -> tuple[list[int], list[int]]:
+    def join(
+        self, query: NDArray[np.int32], document: NDArray[np.int32]
+    ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
         """Return ids and segments of the whole pair, each (tokens,)."""
-        ids = [
-            *(token for token, _ in self.before),
-            *query,
-            *(token for token, _ in self.between),
-            *document,
-            *(token for token, _ in self.after),
-        ]
+        ids = [_column(self.before, 0), query, _column(self.between, 0), document]
         segments = [
-            *(segment for _, segment in self.before),
-            *[self.query_segment] * len(query),
-            *(segment for _, segment in self.between),
-            *[self.document_segment] * len(document),
-            *(segment for _, segment in self.after),
+            _column(self.before, 1),
+            np.full(len(query), self.query_segment, np.int32),
+            _column(self.between, 1),
+            np.full(len(document), self.document_segment, np.int32),
         ]
-        return ids, segments
+        return (
+            np.concatenate([*ids, _column(self.after, 0)]),
+            np.concatenate([*segments, _column(self.after, 1)]),
+        )
+
+
+def _column(part: tuple[tuple[int, int], ...], place: int) -> NDArray[np.int32]:
+    return np.array([token[place] for token in part], np.int32)
 
 
 class PairEncoder:
@@ -172,37 +194,62 @@ class PairEncoder:
         self._cut_left = cut_left
         self._segments = segments
         self._spelling = _spell_special_tokens(tokenizer)
+        self._documents = TokenCache(TOKEN_CACHE_BYTES)
+
+    @property
+    def identity(self) -> str:
+        """What changes the ids of a pair, for a scorer's own identity."""
+        template = blake2b(repr(self.template).encode(), digest_size=4).hexdigest()
+        return f"{self.truncation} at {self.max_length}, template {template}"
+
+    def token_to_id(self, token: str) -> int | None:
+        """Return the id of a token of the vocabulary, or None where there is no such."""
+        return self._tokenizer.token_to_id(token)
 
     def encode(self, query: str, documents: Sequence[str]) -> list[TokenPair]:
         """Encode one query with each document, in order."""
         if not documents:
             return []
-        encoded = self._tokenizer.encode_batch_fast([query, *documents], add_special_tokens=False)
-        query_ids = self._plain(encoded[0])
-        return [self._pair(query_ids, self._plain(document)) for document in encoded[1:]]
+        known = self._documents.look_up(documents)
+        new = [text for text, tokens in zip(documents, known, strict=True) if tokens is None]
+        encoded = self._tokenizer.encode_batch_fast([query, *new], add_special_tokens=False)
+        query_tokens = self._plain(encoded[0])
+        fresh = iter(encoded[1:])
+        return [
+            self._pair(query_tokens, tokens or self._learn(text, next(fresh)))
+            for text, tokens in zip(documents, known, strict=True)
+        ]
 
-    def _pair(self, query: list[int], document: list[int]) -> TokenPair:
+    def _learn(self, text: str, encoded: Encoding) -> Tokens:
+        tokens = self._plain(encoded)
+        self._documents.keep(text, tokens)
+        return tokens
+
+    def _pair(self, query: Tokens, document: Tokens) -> TokenPair:
         room = max(0, self.max_length - self.template.length)
         if self.truncation is Truncation.ONLY_SECOND:
-            kept = cut_only_second(len(query), len(document), room, self.max_length)
+            kept = cut_only_second(query.length, document.length, room, self.max_length)
         else:
-            kept = cut_longest_first(len(query), len(document), room)
-        ids, segments = self.template.join(self._cut(query, kept[0]), self._cut(document, kept[1]))
+            kept = cut_longest_first(query.length, document.length, room)
+        ids, segments = self.template.join(
+            self._cut(query.ids, kept[0]), self._cut(document.ids, kept[1])
+        )
         return TokenPair(
-            # Half the memory of int64 while the pair waits.
-            ids=np.array(ids, dtype=np.int32),
-            segments=np.array(segments, dtype=np.int32) if self._segments else None,
-            truncated=kept[1] < len(document),
+            ids=ids,
+            segments=segments if self._segments else None,
+            truncated=kept[1] < document.length,
         )
 
-    def _cut(self, ids: list[int], kept: int) -> list[int]:
+    def _cut(self, ids: NDArray[np.int32], kept: int) -> NDArray[np.int32]:
         return ids[len(ids) - kept :] if self._cut_left else ids[:kept]
 
-    def _plain(self, encoded: Encoding) -> list[int]:
+    def _plain(self, encoded: Encoding) -> Tokens:
+        """Return a text's tokens, as many of them as a pair may hold."""
         ids = encoded.ids
-        if self._spelling.keys().isdisjoint(ids):
-            return ids
-        return [plain for token in ids for plain in self._spelling.get(token, (token,))]
+        if not self._spelling.keys().isdisjoint(ids):
+            ids = [plain for token in ids for plain in self._spelling.get(token, (token,))]
+        # int32: half the memory of int64 while a pair waits and a document is kept.
+        return Tokens(self._cut(np.array(ids, np.int32), min(len(ids), self.max_length)), len(ids))
 
 
 def _spell_special_tokens(tokenizer: Tokenizer) -> dict[int, tuple[int, ...]]:

@@ -57,17 +57,26 @@ def longest_pair(files: ModelFiles, asked: int | None) -> int:
     return min(filter(None, (positions, tokenizer)), default=FALLBACK_LENGTH)
 
 
+def first_position(files: ModelFiles) -> int:
+    """Return the position id of a text's first token.
+
+    Raises:
+        ModelLoadError: config.json holds what is no model_type or no id.
+    """
+    kind = files.config.get("model_type")
+    if kind is not None and not isinstance(kind, str):
+        raise ModelLoadError(files.name, f"its config.json holds model_type {kind!r:.40}, no name")
+    if kind not in POSITIONS_AFTER_PADDING:
+        return 0
+    padding = _integer(files, "pad_token_id")
+    return (1 if padding is None else padding) + 1
+
+
 def _positions(files: ModelFiles) -> int | None:
     positions = _integer(files, "max_position_embeddings")
     if positions is None or positions <= 0:
         return None
-    kind = files.config.get("model_type")
-    if kind is not None and not isinstance(kind, str):
-        raise ModelLoadError(files.name, f"its config.json holds model_type {kind!r:.40}, no name")
-    if kind in POSITIONS_AFTER_PADDING:
-        padding = _integer(files, "pad_token_id")
-        positions -= (1 if padding is None else padding) + 1
-    return positions
+    return positions - first_position(files)
 
 
 def _integer(files: ModelFiles, key: str) -> int | None:

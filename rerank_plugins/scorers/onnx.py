@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 
 from rerank_plugins.config import Activation, Backend, Precision
 from rerank_plugins.errors import ConfigError, ModelLoadError, ScoringError, first_line
-from rerank_plugins.models.encoding import PairEncoder, TokenPair
+from rerank_plugins.models.encoding import pad
 from rerank_plugins.models.files import find_model
-from rerank_plugins.models.settings import longest_pair, model_activation, pad_id
+from rerank_plugins.models.settings import model_activation, pad_id
+from rerank_plugins.models.tokenizer import open_encoder
 from rerank_plugins.models.weights import USUAL_NAMES, choose_onnx, wanted_precisions
+from rerank_plugins.scorers.labels import check_head, to_logits
 from rerank_plugins.scorers.runtime import import_onnxruntime, session_options
 from rerank_plugins.scorers.selection import (
     Choice,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from rerank_plugins.config import RerankConfig
+    from rerank_plugins.models.encoding import PairEncoder, TokenPair
     from rerank_plugins.models.files import ModelFiles
 
 logger = logging.getLogger(__name__)
@@ -50,11 +52,7 @@ INTEGERS = {"tensor(int64)": np.int64, "tensor(int32)": np.int32}
 
 
 class OnnxScorer:
-    """Scores pairs with a cross-encoder exported to ONNX.
-
-    A head of one label gives its output as the logit. A head of two gives the second minus the
-    first, so that the sigmoid of the logit is the softmax probability of the second.
-    """
+    """Scores pairs with a cross-encoder exported to ONNX."""
 
     padded = True
     languages: frozenset[str] | None = None
@@ -75,7 +73,7 @@ class OnnxScorer:
         self.batch_tokens = CUDA_BATCH_TOKENS if session.provider == CUDA else CPU_BATCH_TOKENS
         self.identity = (
             f"onnx {files.name}@{files.version} {files.weights[0].name} on {session.provider}, "
-            f"{encoder.truncation} at {encoder.max_length}, template {_digest(encoder.template)}"
+            f"{encoder.identity}"
         )
         self._session: _Session | None = session
         self._encoder = encoder
@@ -99,23 +97,16 @@ class OnnxScorer:
                 revision=config.revision,
                 local_files_only=config.local_files_only,
             )
-        max_length = longest_pair(files, config.max_length)
         activation = model_activation(files, must_know=config.activation is Activation.AUTO)
         session = _Session(ort, files, device, must_start=config.device != "auto")
-        tokenizer = _load_tokenizer(files)
-        try:
-            encoder = PairEncoder(
-                tokenizer,
-                max_length=max_length,
-                truncation=config.truncation,
-                cut_left=files.tokenizer_config.get("truncation_side") == "left",
-                segments="token_type_ids" in session.inputs,
-            )
-        # The tokenizers library raises plain Exception.
-        except Exception as exc:
-            raise ModelLoadError(files.name, f"its tokenizer cannot encode a pair: {exc}") from exc
-        padding = pad_id(files, tokenizer.token_to_id)
-        choices = _choices(config, files, session, max_length)
+        encoder = open_encoder(
+            files,
+            max_length=config.max_length,
+            truncation=config.truncation,
+            segments="token_type_ids" in session.inputs,
+        )
+        padding = pad_id(files, encoder.token_to_id)
+        choices = _choices(config, files, session, encoder.max_length)
         scorer = cls(
             files, session, encoder, activation=activation, pad_id=padding, choices=choices
         )
@@ -134,10 +125,7 @@ class OnnxScorer:
         """
         if not pairs:
             return np.empty(0, dtype=np.float32)
-        labels = self._run(pairs)  # (pairs, 1 or 2)
-        # Half precision is widened before the difference is taken, not after.
-        logits = labels.astype(np.float32)
-        return logits[:, 0] if logits.shape[1] == 1 else logits[:, 1] - logits[:, 0]
+        return to_logits(self._run(pairs))
 
     def close(self) -> None:
         """Let go of the session and its memory."""
@@ -163,13 +151,7 @@ class OnnxScorer:
             labels = self._run(self.encode("a query", ["and its document"]))
         except ScoringError as exc:
             raise ModelLoadError(self.name, f"a trial run failed: {exc}") from exc
-        if labels.shape not in {(1, 1), (1, 2)}:
-            kind = "an embedding model" if labels.ndim == 3 else "another kind of model"
-            raise ModelLoadError(
-                self.name,
-                f"it is not a cross-encoder with one or two labels but {kind}: one pair gave an "
-                f"output of shape {labels.shape}",
-            )
+        check_head(self.name, labels.shape)
 
 
 class _Session:
@@ -279,36 +261,6 @@ def _precision_choice(config: RerankConfig, file: str) -> Choice:
     named = next((kind for kind, names in USUAL_NAMES.items() if file in names), "its own")
     looked = " or else ".join(precisions_here(config))
     return Choice(named, f"{file} is what the model has of {looked}")
-
-
-def pad(pairs: Sequence[TokenPair], pad_id: int) -> dict[str, NDArray[np.int64]]:
-    """Return the graph's inputs, each (pairs, longest), short rows filled on the right."""
-    shape = len(pairs), max(pair.tokens for pair in pairs)
-    ids = np.full(shape, pad_id, dtype=np.int64)
-    mask = np.zeros(shape, dtype=np.int64)
-    segments = np.zeros(shape, dtype=np.int64)
-    for row, pair in enumerate(pairs):
-        ids[row, : pair.tokens] = pair.ids
-        mask[row, : pair.tokens] = 1
-        if pair.segments is not None:
-            segments[row, : pair.tokens] = pair.segments
-    return dict(zip(INPUTS, (ids, mask, segments), strict=True))
-
-
-def _load_tokenizer(files: ModelFiles) -> Any:  # noqa: ANN401  imported late
-    from tokenizers import Tokenizer
-
-    try:
-        return Tokenizer.from_file(os.fspath(files.tokenizer))
-    # The tokenizers library raises plain Exception.
-    except Exception as exc:
-        raise ModelLoadError(
-            files.name, f"{files.tokenizer.name} cannot be read: {first_line(exc)}"
-        ) from exc
-
-
-def _digest(template: object) -> str:
-    return hashlib.blake2b(repr(template).encode(), digest_size=4).hexdigest()
 
 
 def _out_of_memory(exc: BaseException) -> bool:

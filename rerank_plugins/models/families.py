@@ -1,0 +1,76 @@
+"""Architectures that run packed, one row each; any other model runs padded, from its own config."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+
+@dataclass(frozen=True, slots=True)
+class Family:
+    """How transformers lays out the architectures of one kind.
+
+    Paths are module names as in ``named_modules``, below the base model (the classifier's encoder)
+    or, for ``gelu``, below one layer. ``*`` stands for every member of a list.
+    """
+
+    model_types: tuple[str, ...]
+    """Values of ``model_type`` in config.json."""
+
+    layers: str
+    """Where the layers are, in the order of their first use."""
+
+    head: tuple[str, ...] = ()
+    """Parts of the base model that run after the last layer."""
+
+    gelu: tuple[str, str] | None = None
+    """In a layer, the linear module whose output goes to a GELU, and that GELU."""
+
+    pooling: str | None = None
+    """The setting of config.json that says ``cls`` where the head reads the first token alone, and
+    ``mean`` where it reads all; None where it always reads the first."""
+
+    def reads_first_token(self, config: Mapping[str, Any]) -> bool:
+        """Whether the head reads nothing but each pair's first token."""
+        return self.pooling is None or config.get(self.pooling) == "cls"
+
+
+FAMILIES: Final = (
+    Family(
+        model_types=("bert", "camembert", "electra", "roberta", "xlm-roberta"),
+        layers="encoder.layer",
+        head=("pooler",),
+        gelu=("intermediate.dense", "intermediate.intermediate_act_fn"),
+    ),
+    Family(
+        model_types=("distilbert",),
+        layers="transformer.layer",
+        gelu=("ffn.lin1", "ffn.activation"),
+    ),
+    Family(
+        model_types=("albert",),
+        layers="encoder.albert_layer_groups.*.albert_layers",
+        head=("pooler",),
+        gelu=("ffn", "activation"),
+    ),
+    Family(
+        model_types=("modernbert",),
+        layers="layers",
+        head=("final_norm",),
+        pooling="classifier_pooling",
+    ),
+)
+
+
+def family_of(config: Mapping[str, Any]) -> Family | None:
+    """Return the row of a model's config.json, or None where it has none and runs padded.
+
+    A decoder is none of these: its tokens see only those before them.
+    """
+    if config.get("is_decoder"):
+        return None
+    kind = config.get("model_type")
+    return next((family for family in FAMILIES if kind in family.model_types), None)

@@ -1,0 +1,50 @@
+"""The tokenizer among a model's files, opened as an encoder of pairs."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from rerank_plugins.errors import ModelLoadError, first_line
+from rerank_plugins.models.encoding import PairEncoder
+from rerank_plugins.models.settings import longest_pair
+
+if TYPE_CHECKING:
+    from rerank_plugins.config import Truncation
+    from rerank_plugins.models.files import ModelFiles
+
+
+def open_encoder(
+    files: ModelFiles, *, max_length: int | None, truncation: Truncation, segments: bool
+) -> PairEncoder:
+    """Return the encoder of a model's pairs; *segments* says that the model reads them.
+
+    Raises:
+        ConfigError: *max_length* is more than the model takes.
+        ModelLoadError: tokenizer.json is broken, or makes no pairs.
+    """
+    longest = longest_pair(files, max_length)
+    tokenizer = _read(files)
+    try:
+        return PairEncoder(
+            tokenizer,
+            max_length=longest,
+            truncation=truncation,
+            cut_left=files.tokenizer_config.get("truncation_side") == "left",
+            segments=segments,
+        )
+    # The tokenizers library raises plain Exception.
+    except Exception as exc:
+        raise ModelLoadError(files.name, f"its tokenizer cannot encode a pair: {exc}") from exc
+
+
+def _read(files: ModelFiles) -> Any:  # noqa: ANN401  tokenizers is imported late
+    from tokenizers import Tokenizer
+
+    try:
+        return Tokenizer.from_file(os.fspath(files.tokenizer))
+    # The tokenizers library raises plain Exception.
+    except Exception as exc:
+        raise ModelLoadError(
+            files.name, f"{files.tokenizer.name} cannot be read: {first_line(exc)}"
+        ) from exc

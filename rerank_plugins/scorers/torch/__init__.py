@@ -1,0 +1,1 @@
+"""PyTorch cross-encoders: packed where the architecture allows it, else padded."""

@@ -1,0 +1,116 @@
+"""What torch can run on here: the device, and the number format that it computes in fastest."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, NamedTuple
+
+from rerank_plugins.config import Precision
+from rerank_plugins.errors import ConfigError, MissingExtraError
+
+if TYPE_CHECKING:
+    from types import ModuleType
+
+    import torch
+
+
+class PrecisionChoice(NamedTuple):
+    """The number format to compute in, and why."""
+
+    precision: Precision
+    why: str
+
+
+def import_torch(needed_for: str) -> ModuleType:
+    """Return torch, once transformers is known to be there too.
+
+    Raises:
+        MissingExtraError: one of them is not installed.
+    """
+    for package in ("transformers", "torch"):
+        try:
+            module = importlib.import_module(package)
+        except ModuleNotFoundError as exc:
+            if exc.name is not None and exc.name.split(".")[0] not in {"torch", "transformers"}:
+                raise
+            raise MissingExtraError(package=package, extra="torch", needed_for=needed_for) from None
+    return module
+
+
+def choose_device(device: str) -> torch.device:
+    """Return the device that the setting *device* names; ``auto`` is CUDA, else MPS, else the CPU.
+
+    Raises:
+        ConfigError: there is none such here.
+    """
+    import torch
+
+    cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    mps = torch.backends.mps.is_available()
+    if device == "auto":
+        return torch.device("cuda:0" if cuda else "mps" if mps else "cpu")
+    kind, _, number = device.partition(":")
+    if kind == "cuda" and int(number or 0) >= cuda:
+        there = f"has {cuda} CUDA devices" if cuda else "finds no CUDA device"
+        raise ConfigError(
+            f"device: this torch ({torch.__version__}) {there}, got {device!r}; use "
+            'device="auto", or install a build of torch for your driver'
+        )
+    if kind == "mps" and not mps:
+        raise ConfigError('device: this machine has no MPS (Apple GPU); use device="auto"')
+    return torch.device(f"cuda:{number or 0}" if kind == "cuda" else kind)
+
+
+def choose_precision(
+    asked: Precision, device: torch.device, saved: torch.dtype | None
+) -> PrecisionChoice:
+    """Return the number format to compute in; *saved* is the checkpoint's own.
+
+    Raises:
+        ConfigError: torch has no such format here.
+    """
+    import torch
+
+    if asked is Precision.INT8:
+        raise ConfigError(
+            'precision: torch models run in fp32, fp16 or bf16, got "int8"; export the model to '
+            "ONNX for int8: rerank-plugins export MODEL FOLDER"
+        )
+    if asked is not Precision.AUTO:
+        return PrecisionChoice(asked, "as set")
+    if device.type == "cuda":
+        if saved is torch.bfloat16 and torch.cuda.is_bf16_supported(including_emulation=False):
+            return PrecisionChoice(Precision.BF16, "the checkpoint's own, and the GPU has it")
+        return PrecisionChoice(Precision.FP16, "GPUs compute fastest in half precision")
+    if device.type == "cpu":
+        fast = fast_bf16()
+        if fast is not None:
+            return PrecisionChoice(Precision.BF16, f"the CPU has {fast}")
+        return PrecisionChoice(Precision.FP32, "the CPU has neither AMX nor AVX512-BF16")
+    return PrecisionChoice(Precision.FP32, f"half precision was not measured on {device.type}")
+
+
+def fast_bf16() -> str | None:
+    """Return the CPU's instructions for bf16 matrix products by name, or None."""
+    import torch
+
+    # These probes have no public names; a torch without them computes in float32.
+    for probe, name in (
+        ("_is_amx_tile_supported", "AMX"),
+        ("_is_avx512_bf16_supported", "AVX512-BF16"),
+    ):
+        found = getattr(torch.cpu, probe, None)
+        if found is not None and found():
+            return name
+    return None
+
+
+def torch_dtype(precision: Precision) -> torch.dtype:
+    """Return torch's name for *precision*."""
+    import torch
+
+    return {
+        Precision.FP32: torch.float32,
+        Precision.FP16: torch.float16,
+        Precision.BF16: torch.bfloat16,
+    }[precision]

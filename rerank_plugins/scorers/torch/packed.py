@@ -1,0 +1,163 @@
+"""Packed execution: the pairs of a batch in one row of tokens, nothing padded.
+
+Linear layers see (1, tokens, hidden), attention stays within each pair (`attention`), and positions
+begin anew with each pair. The last layer computes only what the head reads of it.
+"""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from rerank_plugins.scorers.torch.attention import IMPLEMENTATION, KeysKeptError, PackedRow
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from torch import nn
+    from transformers import PreTrainedModel
+
+    from rerank_plugins.models.encoding import TokenPair
+    from rerank_plugins.models.families import Family
+
+
+class PackedExecution:
+    """Runs a model of a known family over batches of any lengths.
+
+    ``first_position`` is the position id of a pair's first token.
+    """
+
+    padded = False
+
+    def __init__(
+        self, model: PreTrainedModel, family: Family, *, first_position: int, segments: bool
+    ) -> None:
+        self._model: Any = model
+        self._device = model.device
+        self._first_position = first_position
+        self._segments = segments
+        self._first_only = family.reads_first_token(model.config.to_dict())
+        self._last_call = 0
+        self._last_window: int | None = None
+        model.set_attn_implementation(IMPLEMENTATION)
+        for layer in find_layers(model, family):
+            _watch(layer, self._run_layer)
+        self._learn_last_call()
+
+    def run(self, pairs: Sequence[TokenPair]) -> torch.Tensor:
+        """Return (pairs, labels) float32 on the model's device."""
+        order = sorted(range(len(pairs)), key=lambda i: pairs[i].tokens)
+        ordered = [pairs[i] for i in order]
+        row = PackedRow([pair.tokens for pair in ordered], self._device)
+        labels = self._run_row(ordered, row).float()  # (pairs, labels)
+        restored = torch.empty_like(labels)
+        restored[torch.tensor(order, device=self._device)] = labels
+        return restored
+
+    def _run_row(self, pairs: Sequence[TokenPair], row: PackedRow) -> torch.Tensor:
+        inputs = {
+            "input_ids": self._joined([pair.ids for pair in pairs]),
+            "position_ids": self._joined(
+                [np.arange(pair.tokens) + self._first_position for pair in pairs]
+            ),
+        }
+        if self._segments:
+            inputs["token_type_ids"] = self._joined(
+                [pair.segments for pair in pairs if pair.segments is not None]
+            )
+        if not self._first_only:
+            # Read by the head alone, which gets padded states from the last layer.
+            lengths = torch.tensor(row.lengths, device=self._device)
+            places = torch.arange(max(row.lengths), device=self._device)
+            inputs["attention_mask"] = (places[None] < lengths[:, None]).long()
+        labels: torch.Tensor = self._model(**inputs, packed_row=row).logits
+        return labels
+
+    def _joined(self, parts: Sequence[np.ndarray[Any, Any]]) -> torch.Tensor:
+        """Return (1, tokens) int64."""
+        joined = np.concatenate(parts).astype(np.int64, copy=False)
+        return torch.from_numpy(joined).unsqueeze(0).to(self._device)
+
+    def _learn_last_call(self) -> None:
+        """Count the calls of layers in one pass; a layer that is shared is called several times."""
+        row = PackedRow([1], self._device)
+        token = torch.zeros(1, 1, dtype=torch.long, device=self._device)
+        with torch.inference_mode():
+            self._model(input_ids=token, position_ids=token + self._first_position, packed_row=row)
+        self._last_call = row.layer_calls
+        # The window is that of the last layer, in which the first token alone would be elsewhere.
+        self._last_window = row.window
+
+    def _run_layer(
+        self,
+        layer: Callable[..., torch.Tensor],
+        states: torch.Tensor,
+        *args: Any,  # noqa: ANN401  whatever the model's code passes
+        **kwargs: Any,  # noqa: ANN401
+    ) -> torch.Tensor:
+        """Run one layer; the last one only for what the head reads, with a row for each pair."""
+        row: PackedRow = kwargs["packed_row"]
+        row.layer_calls += 1
+        if row.layer_calls != self._last_call:
+            return layer(states, *args, **kwargs)
+        if not self._first_only:
+            return _pad(layer(states, *args, **kwargs), row)
+        if self._last_window is not None:
+            whole = layer(states, *args, **kwargs)
+            return whole.index_select(1, row.starts).transpose(0, 1)
+        # The layer is entered twice: for the keys and values of all tokens, left as soon as it asks
+        # for attention; then for the first tokens, which see those.
+        row.keys_only = True
+        with suppress(KeysKeptError):
+            layer(states, *args, **kwargs)
+        row.keys_only = False
+        read: torch.Tensor = layer(
+            _first_tokens(states, row),
+            *(_first_tokens(value, row) for value in args),
+            **{name: _first_tokens(value, row) for name, value in kwargs.items()},
+        )  # (1, pairs, hidden)
+        # To the head, each pair is a sequence of one token.
+        return read.transpose(0, 1)
+
+
+def find_layers(model: PreTrainedModel, family: Family) -> list[nn.Module]:
+    """Return the modules of a model's layers, each once."""
+    lists: list[Any] = [model.base_model]
+    for name in family.layers.split("."):
+        if name == "*":
+            lists = [member for members in lists for member in members]
+        else:
+            lists = [part.get_submodule(name) for part in lists]
+    return [layer for layers in lists for layer in layers]
+
+
+def _watch(layer: nn.Module, run: Callable[..., Any]) -> None:
+    """Let *run* decide what becomes of each call of *layer*."""
+    original = layer.forward
+
+    def forward(states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:  # noqa: ANN401
+        return run(original, states, *args, **kwargs)
+
+    layer.forward = forward
+
+
+def _first_tokens(value: Any, row: PackedRow) -> Any:  # noqa: ANN401  a layer's arguments
+    """Return what *value* holds of each pair's first token, where it has a row per token."""
+    if isinstance(value, tuple):
+        return tuple(_first_tokens(part, row) for part in value)
+    if isinstance(value, torch.Tensor) and value.ndim >= 2 and value.shape[1] == row.tokens:
+        return value.index_select(1, row.starts)
+    return value
+
+
+def _pad(states: torch.Tensor, row: PackedRow) -> torch.Tensor:
+    """Return (1, tokens, hidden) as (pairs, longest, hidden), filled with zeros on the right."""
+    padded = states.new_zeros(len(row.lengths), max(row.lengths), states.shape[-1])
+    for group in row.groups:
+        end = group.start + group.count * group.length
+        part = states[0, group.start : end].view(group.count, group.length, -1)
+        padded[group.pair : group.pair + group.count, : group.length] = part
+    return padded
