@@ -2,13 +2,59 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
-from http.server import BaseHTTPRequestHandler
-from typing import TYPE_CHECKING
+import os
+import subprocess
+import sys
+import threading
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
+
+UNREACHABLE = "http://127.0.0.1:9"
+
+CLIENT = """
+import json, sys
+from functools import partial
+from rerank_plugins import scorers
+from rerank_plugins.config import Precision, RerankConfig
+from rerank_plugins.errors import RerankError
+from rerank_plugins.models.files import find_model
+from rerank_plugins.models.weights import choose_onnx, choose_torch, wanted_precisions
+from rerank_plugins.scorers.onnx import OnnxScorer
+
+def find(name, kind="onnx", precision="auto", allow_pickle=False, **settings):
+    wanted = wanted_precisions(Precision(precision), cuda=False)
+    if kind == "auto":
+        return scorers._find_files(RerankConfig(model=name, allow_pickle=allow_pickle, **settings))
+    choose = {
+        "onnx": partial(choose_onnx, wanted=wanted),
+        "torch": partial(choose_torch, allow_pickle=allow_pickle),
+    }
+    return find_model(name, choose=choose[kind], **settings)
+
+answers = []
+for name, settings in json.loads(sys.argv[1]):
+    try:
+        files = find(name, **settings)
+        folder = files.folder
+        there = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
+        weights = [path.name for path in files.weights]
+        answers.append({"version": files.version, "weights": weights, "there": there})
+        answers[-1]["backend"] = files.backend
+        if name == "acme/ranker":
+            scorer = OnnxScorer.open(RerankConfig(model=name, **settings))
+            answers[-1]["logits"] = scorer.forward(scorer.encode("cat", ["dog", "tree"])).tolist()
+            answers[-1]["identity"] = scorer.identity
+    except RerankError as exc:
+        answers.append({"error": f"{type(exc).__name__}: {exc}"})
+print("ANSWERS" + json.dumps(answers))
+"""
 
 COMMIT = "c0ffee" * 6 + "c0de"
 OLD_COMMIT = "01d" * 13 + "0"
@@ -82,3 +128,42 @@ class Hub(BaseHTTPRequestHandler):
 
     def log_message(self, format: str, *args: object) -> None:  # noqa: A002  the base's name
         pass
+
+
+@contextlib.contextmanager
+def serve(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """Serve the models in *root*; gives the hub's address, and the list of what was asked of it."""
+    handler = type("Handler", (Hub,), {"root": root, "requests": []})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    yield f"http://127.0.0.1:{server.server_port}", handler.requests
+    server.shutdown()
+    server.server_close()
+    thread.join()
+
+
+def ask(endpoint: str, home: Path, *calls: tuple[str, dict[str, Any]], **env: str) -> list[Any]:
+    """Find models in a process of its own; returns what was found, or the error, of each."""
+    outside = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
+    done = subprocess.run(
+        [sys.executable, "-c", CLIENT, json.dumps(calls)],
+        env=outside
+        | {
+            "HF_ENDPOINT": endpoint,
+            "HF_HOME": str(home),
+            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+            "HF_HUB_DISABLE_TELEMETRY": "1",
+            "NO_PROXY": "127.0.0.1",
+            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
+        }
+        | env,
+        capture_output=True,
+        text=True,
+        timeout=100,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    answers: list[Any] = json.loads(done.stdout.partition("ANSWERS")[2])
+    assert len(answers) == len(calls)
+    return answers

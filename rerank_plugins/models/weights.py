@@ -155,7 +155,7 @@ def _no_checkpoint(names: Collection[str]) -> str:
     if onnx:
         return (
             f"there are no PyTorch weights ({looked}), but {', '.join(onnx)}; "
-            'leave backend out, or set backend="onnx"'
+            "leave backend, precision and device out to run it in onnxruntime"
         )
     return f"there are no PyTorch weights ({looked})"
 
@@ -180,7 +180,7 @@ def _missing(
         )
     if any(name.endswith(PYTORCH) for name in names):
         return (
-            f"it has PyTorch weights but no ONNX file ({looked}); export it to ONNX first: "
-            f"optimum-cli export onnx --task text-classification --model MODEL FOLDER"
+            f"it has PyTorch weights but no ONNX file ({looked}); leave backend and precision out "
+            "to run them in torch, or export them: rerank-plugins export MODEL FOLDER"
         )
     return f"there is no ONNX file ({looked})"

@@ -8,11 +8,16 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rerank_plugins.config import Precision
+from rerank_plugins.config import Backend, Precision
 from rerank_plugins.errors import ConfigError, ModelLoadError
 from rerank_plugins.models.files import find_model
-from rerank_plugins.models.weights import choose_onnx, external_data, wanted_precisions
-from tests.tiny_models import write_model
+from rerank_plugins.models.weights import (
+    choose_onnx,
+    choose_torch,
+    external_data,
+    wanted_precisions,
+)
+from tests.tiny_models import write_checkpoint, write_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,8 +61,8 @@ def test_the_file_follows_from_precision_and_device(
         (["a.onnx", "b.onnx"], "auto", r"there are a.onnx, b.onnx"),
         (["model.onnx"], "fp16", r"looked for model_fp16.onnx, .*there are model.onnx"),
         (["ranker.onnx"], "int8", r"there are ranker.onnx"),
-        (["model.safetensors"], "auto", r"PyTorch weights.*optimum-cli export onnx"),
-        (["pytorch_model.bin"], "auto", r"PyTorch weights.*optimum-cli export onnx"),
+        (["model.safetensors"], "auto", r"PyTorch weights.*rerank-plugins export MODEL"),
+        (["pytorch_model.bin"], "auto", r"PyTorch weights.*rerank-plugins export MODEL"),
         (["README.md"], "auto", r"there is no ONNX file \(looked for model.onnx, onnx/model.onnx"),
     ],
 )
@@ -66,6 +71,53 @@ def test_where_no_file_fits_the_message_says_what_is_there(
 ) -> None:
     with pytest.raises(ModelLoadError, match=expected):
         choose_onnx("m", names, wanted_precisions(Precision(precision), cuda=False))
+
+
+CONFIG = "config.json"
+SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors")
+BIN_SHARDS = ("pytorch_model-00001-of-00002.bin", "pytorch_model-00002-of-00002.bin")
+
+
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["model.safetensors", "pytorch_model.bin"], ("model.safetensors",)),
+        ([*SHARDS, "model.safetensors.index.json"], ("model.safetensors.index.json", *SHARDS)),
+        ([*SHARDS, "model.safetensors"], ("model.safetensors",)),
+        ([*SHARDS, "pytorch_model.bin"], ("model.safetensors.index.json", *SHARDS)),
+        (["model.safetensors", "openvino/x.bin", "training_args.bin"], ("model.safetensors",)),
+        (["pytorch_model.bin"], ("pytorch_model.bin",)),
+        (
+            [*BIN_SHARDS, "pytorch_model.bin.index.json"],
+            ("pytorch_model.bin.index.json", *BIN_SHARDS),
+        ),
+    ],
+)
+def test_a_checkpoint_is_one_file_or_its_shards_and_never_pickled_by_choice(
+    names: list[str], expected: tuple[str, ...]
+) -> None:
+    assert choose_torch("m", [CONFIG, *names], allow_pickle=True) == expected
+    if expected[0].startswith("model."):
+        assert choose_torch("m", [CONFIG, *names], allow_pickle=False) == expected
+
+
+@pytest.mark.parametrize(
+    ("names", "allow_pickle", "expected"),
+    [
+        ([CONFIG, "pytorch_model.bin"], False, r"pickled \(.bin\).*allow_pickle=True"),
+        ([CONFIG, *BIN_SHARDS], False, r"pickled.*from_pretrained\(MODEL\).save_pretrained"),
+        (["model.safetensors"], False, "there is no config.json, which says how"),
+        ([CONFIG, "adapter_config.json", "adapter_model.safetensors"], True, "merge the two"),
+        ([CONFIG, "weights.pt"], True, "no PyTorch weights have a known name.*there are weights"),
+        ([CONFIG, "onnx/model.onnx"], True, "no PyTorch weights.*but onnx/model.onnx; leave back"),
+        ([CONFIG], True, "there are no PyTorch weights"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_taken_says_why(
+    names: list[str], allow_pickle: bool, expected: str
+) -> None:
+    with pytest.raises(ModelLoadError, match=expected):
+        choose_torch("m", names, allow_pickle=allow_pickle)
 
 
 def test_external_data_is_found_by_its_name() -> None:
@@ -87,6 +139,40 @@ def test_a_folder_gives_its_files(tmp_path: Path) -> None:
     assert files.tokenizer == tmp_path / "tokenizer.json"
     assert files.config["model_type"] == "bert"
     assert files.tokenizer_config["pad_token"] == "[PAD]"
+
+
+def test_a_folder_of_pytorch_weights_gives_its_files(tmp_path: Path) -> None:
+    write_checkpoint(tmp_path)
+
+    files = find_model(str(tmp_path), choose=partial(choose_torch, allow_pickle=False))
+
+    assert files.backend is Backend.TORCH
+    assert files.folder == tmp_path
+    assert files.weights == (tmp_path / "model.safetensors",)
+    assert files.config["model_type"] == "bert"
+
+
+def test_external_data_belongs_to_the_weights_and_the_version(tmp_path: Path) -> None:
+    write_model(tmp_path, external=True)
+    data = tmp_path / "model.onnx_data"
+
+    for name in (tmp_path, tmp_path / "model.onnx"):
+        files = find_model(str(name), choose=CPU)
+        assert files.backend is Backend.ONNX
+        assert files.weights == (tmp_path / "model.onnx", data)
+
+    raw = data.read_bytes()
+    data.write_bytes(raw[:-1] + bytes([raw[-1] ^ 1]))
+    assert find_model(str(tmp_path), choose=CPU).version != files.version
+
+
+@pytest.mark.parametrize("text", ["{", "not JSON", "\ufeff{}", "[]"])
+def test_settings_that_are_no_json_object_are_named(text: str, tmp_path: Path) -> None:
+    write_checkpoint(tmp_path)
+    (tmp_path / "config.json").write_text(text, encoding="utf-8")
+
+    with pytest.raises(ModelLoadError, match=r"config\.json (cannot be read as JSON|holds list)"):
+        find_model(str(tmp_path), choose=partial(choose_torch, allow_pickle=False))
 
 
 @pytest.mark.parametrize("name", ["model.onnx", "onnx/model_quantized.onnx"])

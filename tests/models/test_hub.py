@@ -5,51 +5,17 @@ The hub library reads HF_ENDPOINT and HF_HOME when it is imported, so each proce
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-import subprocess
-import sys
-import threading
-from http.server import ThreadingHTTPServer
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from tests.loopback_hub import COMMIT, OLD_COMMIT, Hub
+from tests.loopback_hub import COMMIT, OLD_COMMIT, UNREACHABLE, ask, serve
 from tests.tiny_models import write_model
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
-
-UNREACHABLE = "http://127.0.0.1:9"
-
-CLIENT = """
-import json, sys
-from functools import partial
-from rerank_plugins.config import Precision, RerankConfig
-from rerank_plugins.errors import RerankError
-from rerank_plugins.models.files import find_model
-from rerank_plugins.models.weights import choose_onnx, wanted_precisions
-from rerank_plugins.scorers.onnx import OnnxScorer
-
-answers = []
-for name, settings in json.loads(sys.argv[1]):
-    try:
-        wanted = wanted_precisions(Precision(settings.pop("precision", "auto")), cuda=False)
-        files = find_model(name, choose=partial(choose_onnx, wanted=wanted), **settings)
-        folder = files.folder
-        there = sorted(p.relative_to(folder).as_posix() for p in folder.rglob("*") if p.is_file())
-        answers.append({"version": files.version, "onnx": files.weights[0].name, "there": there})
-        if name == "acme/ranker":
-            scorer = OnnxScorer.open(RerankConfig(model=name, **settings))
-            answers[-1]["logits"] = scorer.forward(scorer.encode("cat", ["dog", "tree"])).tolist()
-            answers[-1]["identity"] = scorer.identity
-    except RerankError as exc:
-        answers.append({"error": f"{type(exc).__name__}: {exc}"})
-print("ANSWERS" + json.dumps(answers))
-"""
 
 
 @pytest.fixture(scope="module")
@@ -65,44 +31,8 @@ def hub(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, list[st
     (root / "acme/torch/model.onnx").rename(root / "acme/torch/model.safetensors")
     write_model(root / "acme/bare")
     (root / "acme/bare/tokenizer.json").unlink()
-    handler = type("Handler", (Hub,), {"root": root, "requests": []})
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever)
-    thread.start()
-    yield (
-        f"http://127.0.0.1:{server.server_port}",
-        handler.requests,
-        tmp_path_factory.mktemp("home"),
-    )
-    server.shutdown()
-    server.server_close()
-    thread.join()
-
-
-def ask(endpoint: str, home: Path, *calls: tuple[str, dict[str, Any]], **env: str) -> list[Any]:
-    """Find models in a process of its own; returns what was found, or the error, of each."""
-    outside = {k: v for k, v in os.environ.items() if not k.startswith(("HF_", "HUGGING"))}
-    done = subprocess.run(
-        [sys.executable, "-c", CLIENT, json.dumps(calls)],
-        env=outside
-        | {
-            "HF_ENDPOINT": endpoint,
-            "HF_HOME": str(home),
-            "HF_HUB_DISABLE_PROGRESS_BARS": "1",
-            "HF_HUB_DISABLE_TELEMETRY": "1",
-            "NO_PROXY": "127.0.0.1",
-            "PYTHONPATH": os.pathsep.join(filter(None, sys.path)),
-        }
-        | env,
-        capture_output=True,
-        text=True,
-        timeout=100,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    answers: list[Any] = json.loads(done.stdout.partition("ANSWERS")[2])
-    assert len(answers) == len(calls)
-    return answers
+    with serve(root) as (address, requests):
+        yield address, requests, tmp_path_factory.mktemp("home")
 
 
 @pytest.fixture(scope="module")
@@ -158,7 +88,7 @@ def test_a_downloaded_model_scores(online: dict[str, Any], tmp_path: Path) -> No
         ("gated", ("the model is gated", "HF_TOKEN")),
         ("nobody", ("no such model on the hub", "check the spelling")),
         ("no revision", ("no revision 'v9' on the hub",)),
-        ("torch", ("PyTorch weights but no ONNX file", "optimum-cli export onnx")),
+        ("torch", ("PyTorch weights but no ONNX file", "rerank-plugins export MODEL")),
         ("no tokenizer", ("there is no tokenizer.json",)),
         ("bad token", ("the hub refused access, check HF_TOKEN",)),
         ("not an id", ("no such local folder, and it is not a hub id",)),
