@@ -8,7 +8,12 @@ from typing import TYPE_CHECKING, Any, Final
 
 import torch
 from safetensors import SafetensorError, safe_open
-from transformers import AutoConfig, AutoModelForSequenceClassification, PreTrainedModel
+from transformers import (
+    CONFIG_MAPPING,
+    AutoConfig,
+    AutoModelForSequenceClassification,
+    PreTrainedModel,
+)
 from transformers import __version__ as transformers_version
 
 from rerank_plugins.errors import ModelLoadError, first_line
@@ -24,7 +29,7 @@ from rerank_plugins.scorers.torch.packed import PackedExecution, find_layers
 from rerank_plugins.scorers.torch.padded import PaddedExecution
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
     from pathlib import Path
 
     from transformers import PretrainedConfig
@@ -92,18 +97,25 @@ def load_model(
     Raises:
         ModelLoadError: it is no cross-encoder, needs code of its own, or its weights do not fit.
     """
+    if needs_remote_code(files.config) and not trust_remote_code and not _is_known(files.config):
+        raise ModelLoadError(
+            files.name,
+            "its architecture is code in its own repository, which loading it would run. If you "
+            "trust that code, set trust_remote_code=True, and revision to a commit you have read",
+        )
     try:
         with _BUILDING:
             config = _read_config(files, trust_remote_code=trust_remote_code)
             model, report = _build(files, config, dtype, trust_remote_code=trust_remote_code)
     except _LOADING_ERRORS as exc:
+        kind = other_kind(files.config)
+        what = f"it is {kind}, not a cross-encoder: " if kind else ""
         raise ModelLoadError(
             files.name,
-            f"transformers {transformers_version} cannot build it: "
+            f"{what}transformers {transformers_version} cannot build it: "
             f"{type(exc).__name__}: {first_line(exc)}",
         ) from exc
-    missing = sorted(report["missing_keys"])
-    if missing:
+    if missing := sorted(report["missing_keys"]):
         kind = other_kind(files.config)
         what = f"it is {kind}, not a cross-encoder" if kind else "its checkpoint is incomplete"
         raise ModelLoadError(
@@ -144,6 +156,11 @@ def reads_segments(model: PreTrainedModel, files: ModelFiles) -> bool:
         and kinds > 1
         and (not isinstance(named, list) or "token_type_ids" in named)
     )
+
+
+def _is_known(config: Mapping[str, Any]) -> bool:
+    """Whether transformers has code of its own for this architecture."""
+    return config.get("model_type") in CONFIG_MAPPING
 
 
 def _read_config(files: ModelFiles, *, trust_remote_code: bool) -> PretrainedConfig:
@@ -229,9 +246,10 @@ def _head_modules(
 ) -> Iterator[tuple[str, torch.nn.Module]]:
     """Give names and modules of what runs after the last layer, as far as that is known."""
     prefix = model.base_model_prefix
-    for name, module in model.named_children():
-        if module is not model.base_model:
-            yield name, module
+    if model.base_model is not model:
+        for name, module in model.named_children():
+            if module is not model.base_model:
+                yield name, module
     for name in family.head if family is not None else ():
         part = getattr(model.base_model, name, None)
         if isinstance(part, torch.nn.Module):
