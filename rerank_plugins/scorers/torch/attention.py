@@ -7,6 +7,7 @@ with the row as a keyword that its models pass through. No model's code is copie
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from inspect import signature
 from itertools import accumulate, groupby
 from typing import TYPE_CHECKING, Any, Final
 
@@ -205,6 +206,8 @@ def attend_varlen(
         queries = torch.arange(len(row.lengths) + 1, dtype=torch.int32, device=row.device)
         longest_query = 1
     side = -1 if window is None else window - 1
+    # Splitting keys over blocks would follow the batch's longest pair, and a logit with it.
+    alone = {"num_splits": 1} if "num_splits" in signature(varlen).parameters else {}
     attended: torch.Tensor = varlen(
         query[0].transpose(0, 1),
         key[0].transpose(0, 1),
@@ -215,5 +218,6 @@ def attend_varlen(
         longest,
         scale=scaling,
         window_size=(side, side),
+        **alone,
     )
     return attended

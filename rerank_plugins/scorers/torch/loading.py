@@ -220,10 +220,10 @@ class _Weight:
         row_bytes = max(1, first.numel() * first.element_size())
         dtype = self._dtype if first.dtype.is_floating_point else first.dtype
         if not shape or row_bytes * shape[0] <= PIECE_BYTES:
-            # Cloned: what is mapped stays in memory as long as one tensor of it.
             with safe_open(self._path, framework="pt") as file:
-                tensor: torch.Tensor = file.get_tensor(self._name)
-                return tensor.clone().to(dtype)
+                # A copy: what is mapped stays in memory as long as one tensor of it.
+                tensor: torch.Tensor = file.get_tensor(self._name).to(dtype, copy=True)
+                return tensor
         whole = torch.empty(shape, dtype=dtype)
         step = max(1, PIECE_BYTES // row_bytes)
         for start in range(0, shape[0], step):
