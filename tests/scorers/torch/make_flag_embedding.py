@@ -1,7 +1,7 @@
 """Writes flag_embedding.json: what the real FlagEmbedding feeds its model, and the scores it gives.
 
 Run it by hand, in an environment of FlagEmbedding 1.4.2 with transformers 4.57, from the root of
-the project: ``python -m tests.scorers.torch.make_flag_embedding``. With transformers 5 FlagEmbedding
+the project: ``python -m tests.scorers.torch.make_flag_embedding``. With transformers 5 this library
 decodes its ids to text and tokenizes that again, which is no reference for ids.
 """
 
