@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from rerank_plugins.models.families import FAMILIES
 
 from rerank_plugins import Reranker
 from rerank_plugins.errors import ModelLoadError
+from rerank_plugins.models.families import FAMILIES
 from tests.tiny_torch import ARCHITECTURES
 
 if TYPE_CHECKING:
