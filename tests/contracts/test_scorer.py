@@ -40,12 +40,26 @@ def open_onnx_roberta(folder: Path) -> OnnxScorer:
     return OnnxScorer.open(RerankConfig(model=model, truncation="only_second"))
 
 
+def open_torch(name: str) -> Callable[[Path], AnyScorer]:
+    def open_it(folder: Path) -> AnyScorer:
+        from rerank_plugins.scorers.torch.scorer import TorchScorer
+        from tests.tiny_torch import write_torch_model
+
+        model = str(write_torch_model(folder / "torch", name))
+        return TorchScorer.open(RerankConfig(model=model, device="cpu", precision="fp32"))
+
+    return open_it
+
+
 SCORERS: dict[str, Callable[[Path], AnyScorer]] = {
     "fake": lambda _: FakeScorer(),
     "lexical": lambda _: LexicalScorer.open(),
     "embedded": lambda _: EmbeddedScorer.open(RerankConfig()),
     "onnx": open_onnx,
     "onnx xlm-roberta": open_onnx_roberta,
+    "torch packed": open_torch("xlm-roberta"),
+    "torch packed modernbert": open_torch("modernbert mean"),
+    "torch padded": open_torch("deberta-v2"),
 }
 
 QUERY = "where does the river meet the sea"
@@ -73,6 +87,17 @@ ODD_TEXTS = (
 )
 TOLERANCE = 1e-5
 """Rounding differs with the shape of a batch; anything more is a pair that reads its neighbours."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Threads that share such small models mostly wait for each other."""
+    import torch
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture(scope="module", params=SCORERS, ids=str)

@@ -169,6 +169,8 @@ def _read_config(files: ModelFiles, *, trust_remote_code: bool) -> PretrainedCon
     )
     # A feed-forward in chunks gives the same numbers, but a packed row has no such chunks.
     config.chunk_size_feed_forward = 0
+    # A checkpoint saved for code that wanted tuples.
+    config.return_dict = True
     return config
 
 

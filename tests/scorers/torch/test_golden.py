@@ -1,0 +1,107 @@
+"""Scores written down once: of tiny models of every architecture, and of published ones."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+
+from rerank_plugins import Reranker
+from rerank_plugins.errors import ModelLoadError
+from rerank_plugins.models.families import FAMILIES
+from tests.tiny_torch import ARCHITECTURES
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+GOLDEN = json.loads(Path(__file__).with_name("golden.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_logits_are_the_golden_ones(name: str, model_of: Callable[..., Any]) -> None:
+    """Neither a new transformers nor a new torch may change what a checkpoint says."""
+    scorer = model_of(name).scorer
+    pairs = [scorer.encode(query, [document])[0] for query, document in GOLDEN["pairs"]]
+
+    found = scorer.forward(pairs)
+
+    np.testing.assert_allclose(found, GOLDEN["logits"][name], rtol=0, atol=2e-4)
+    assert np.ptp(found) >= 0.5
+
+
+def test_every_family_has_a_golden_score() -> None:
+    golden = {ARCHITECTURES[name].model_type for name in GOLDEN["logits"]}
+
+    assert {kind for family in FAMILIES for kind in family.model_types} <= golden
+
+
+@dataclass(frozen=True)
+class Published:
+    """Logits that a model's own page prints; ``tolerance`` is what its number format leaves."""
+
+    model: str
+    source: str
+    pairs: tuple[tuple[str, str], ...]
+    logits: tuple[float, ...]
+    tolerance: float
+
+
+PUBLISHED = (
+    Published(
+        "BAAI/bge-reranker-v2-m3",
+        "model card, FlagReranker with use_fp16=True",
+        (
+            ("query", "passage"),
+            ("what is panda?", "hi"),
+            (
+                "what is panda?",
+                (
+                    "The giant panda (Ailuropoda melanoleuca), sometimes called a panda bear or "
+                    "simply panda, is a bear species endemic to China."
+                ),
+            ),
+        ),
+        (-5.65234375, -8.1875, 5.26171875),
+        0.05,
+    ),
+    Published(
+        "cross-encoder/ms-marco-MiniLM-L6-v2",
+        "model card, sentence-transformers in float32",
+        (
+            (
+                "How many people live in Berlin?",
+                (
+                    "Berlin had a population of 3,520,031 registered inhabitants in an area of "
+                    "891.82 square kilometers."
+                ),
+            ),
+            (
+                "How many people live in Berlin?",
+                "New York City is famous for the Metropolitan Museum of Art.",
+            ),
+        ),
+        (8.607138, -4.320078),
+        1e-3,
+    ),
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("published", PUBLISHED, ids=lambda published: published.model)
+def test_logits_are_those_that_the_model_card_prints(published: Published) -> None:
+    settings: dict[str, Any] = {"precision": "fp32", "activation": "logit", "normalizer": None}
+    reranker = Reranker(
+        published.model, backend="torch", device="cpu", local_files_only=True, **settings
+    )
+    with reranker:
+        try:
+            reranker.warmup()
+        except ModelLoadError as exc:
+            pytest.skip(f"the real weights are not here: {exc}")
+        found = reranker.score(published.pairs)
+
+    np.testing.assert_allclose(found, published.logits, rtol=0, atol=published.tolerance)
