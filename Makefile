@@ -4,8 +4,9 @@ VENV := .venv
 BIN := $(VENV)/bin
 QUERY ?=
 DOCS ?=
+ARGS ?=
 
-.PHONY: demo test test-fast lint types fix wheel-test clean
+.PHONY: demo test test-fast test-gpu bench bench-gpu lint types fix wheel-test clean
 
 $(VENV)/.installed: pyproject.toml
 	$(PYTHON) -m venv $(VENV)
@@ -25,6 +26,16 @@ test: lint types $(VENV)/.installed-dev
 
 test-fast: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "not slow"
+
+test-gpu: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m gpu
+
+# Twenty minutes on two cores; ARGS="--quick" for two. The models are kept in build/bench.
+bench: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/bench.py --folder build/bench $(ARGS)
+
+bench-gpu: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/gpu.py --folder build/bench $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
