@@ -163,10 +163,11 @@ def _block(
 def _machine() -> str:
     """Date, processor and versions, as the performance log wants them."""
     import torch
+    from rerank_plugins.scorers.torch.hardware import fast_bf16
 
     names = ("torch", "transformers", "sentence-transformers", "tokenizers")
     versions = ", ".join(f"{package} {version(package)}" for package in names)
-    cpu = torch.backends.cpu.get_cpu_capability()
+    cpu = f"{torch.backends.cpu.get_cpu_capability()}, bf16 by {fast_bf16() or 'nothing'}"
     return (
         f"{datetime.now(tz=UTC):%Y-%m-%d}, {os.cpu_count()} cores ({platform.machine()}, {cpu}), "
         f"{torch.get_num_threads()} threads; Python {platform.python_version()}, {versions}."
