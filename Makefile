@@ -4,10 +4,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 QUERY ?=
 DOCS ?=
-# Installed first and by its exact version, so that no other package picks a far larger build of it.
+ARGS ?=
+# One version for all tests and figures, installed first so that nothing else picks another.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test test-fast lint types fix wheel-test clean
+.PHONY: demo test test-fast test-gpu bench bench-gpu lint types fix wheel-test clean
 
 $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
@@ -33,6 +34,16 @@ test: lint types $(VENV)/.installed-dev
 
 test-fast: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m "not slow"
+
+test-gpu: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -m gpu
+
+# Twenty minutes on two cores; ARGS="--quick" for two. The models are kept in build/bench.
+bench: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/bench.py --folder build/bench $(ARGS)
+
+bench-gpu: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/gpu.py --folder build/bench $(ARGS)
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .
