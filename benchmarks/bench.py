@@ -163,6 +163,7 @@ def _block(
 def _machine() -> str:
     """Date, processor and versions, as the performance log wants them."""
     import torch
+
     from rerank_plugins.scorers.torch.hardware import fast_bf16
 
     names = ("torch", "transformers", "sentence-transformers", "tokenizers")

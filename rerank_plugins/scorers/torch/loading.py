@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import logging
 import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Final
 
 import torch
@@ -106,7 +108,8 @@ def load_model(
     try:
         with _BUILDING:
             config = _read_config(files, trust_remote_code=trust_remote_code)
-            model, report = _build(files, config, dtype, trust_remote_code=trust_remote_code)
+            with _silenced_report():
+                model, report = _build(files, config, dtype, trust_remote_code=trust_remote_code)
     except _LOADING_ERRORS as exc:
         kind = other_kind(files.config)
         what = f"it is {kind}, not a cross-encoder: " if kind else ""
@@ -115,12 +118,7 @@ def load_model(
             f"{what}transformers {transformers_version} cannot build it: "
             f"{type(exc).__name__}: {first_line(exc)}",
         ) from exc
-    if missing := sorted(report["missing_keys"]):
-        kind = other_kind(files.config)
-        what = f"it is {kind}, not a cross-encoder" if kind else "its checkpoint is incomplete"
-        raise ModelLoadError(
-            files.name, f"{what}: there are no weights for {', '.join(missing[:4])}"
-        )
+    _check_fit(files, report)
     return model
 
 
@@ -178,7 +176,13 @@ def _build(
     files: ModelFiles, config: PretrainedConfig, dtype: torch.dtype, *, trust_remote_code: bool
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Return the filled model, and transformers' report of what fitted."""
-    options: dict[str, Any] = {"config": config, "dtype": dtype, "output_loading_info": True}
+    options: dict[str, Any] = {
+        "config": config,
+        "dtype": dtype,
+        "output_loading_info": True,
+        # What does not fit is in the report, each with its shapes.
+        "ignore_mismatched_sizes": True,
+    }
     built: tuple[PreTrainedModel, dict[str, Any]]
     if needs_remote_code(files.config) and trust_remote_code:
         # Its own code may load in a way of its own.
@@ -199,6 +203,37 @@ def _build(
     else:
         built = kind.from_pretrained(files.folder, use_safetensors=False, **options)
     return built
+
+
+def _check_fit(files: ModelFiles, report: Mapping[str, Any]) -> None:
+    """Raise `ModelLoadError` if a weight is missing or of another shape: it would be random."""
+    for name, found, wanted in sorted(report["mismatched_keys"])[:1]:
+        raise ModelLoadError(
+            files.name,
+            f"its weights do not fit its config.json: {name} is {tuple(found)} where "
+            f"{tuple(wanted)} is wanted",
+        )
+    if missing := sorted(report["missing_keys"]):
+        kind = other_kind(files.config)
+        what = f"it is {kind}, not a cross-encoder" if kind else "its checkpoint is incomplete"
+        raise ModelLoadError(
+            files.name, f"{what}: there are no weights for {', '.join(missing[:4])}"
+        )
+
+
+@contextmanager
+def _silenced_report() -> Iterator[None]:
+    """Keep transformers from logging, as a table, what is read from its report here."""
+
+    def is_other(record: logging.LogRecord) -> bool:
+        return "LOAD REPORT" not in record.getMessage()
+
+    reporter = logging.getLogger("transformers.modeling_utils")
+    reporter.addFilter(is_other)
+    try:
+        yield
+    finally:
+        reporter.removeFilter(is_other)
 
 
 class _Weight:

@@ -17,6 +17,7 @@ from rerank_plugins.scorers.torch.attention import IMPLEMENTATION, KeysKeptError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
+    from numpy.typing import NDArray
     from torch import nn
     from transformers import PreTrainedModel
 
@@ -60,9 +61,7 @@ class PackedExecution:
     def _run_row(self, pairs: Sequence[TokenPair], row: PackedRow) -> torch.Tensor:
         inputs = {
             "input_ids": self._joined([pair.ids for pair in pairs]),
-            "position_ids": self._joined(
-                [np.arange(pair.tokens) + self._first_position for pair in pairs]
-            ),
+            "position_ids": self._joined([self._positions(pair.ids) for pair in pairs]),
         }
         if self._segments:
             inputs["token_type_ids"] = self._joined(
@@ -76,7 +75,19 @@ class PackedExecution:
         labels: torch.Tensor = self._model(**inputs, packed_row=row).logits
         return labels
 
-    def _joined(self, parts: Sequence[np.ndarray[Any, Any]]) -> torch.Tensor:
+    def _positions(self, ids: NDArray[np.int32]) -> NDArray[np.int64]:
+        """Return the position ids of one pair, (tokens,), as transformers counts them.
+
+        Kinds that count from after the padding's id leave out tokens of that id.
+        """
+        if not self._first_position:
+            return np.arange(len(ids))
+        padding = self._first_position - 1
+        counted = ids != padding
+        positions: NDArray[np.int64] = np.cumsum(counted) * counted + padding
+        return positions
+
+    def _joined(self, parts: Sequence[NDArray[np.integer]]) -> torch.Tensor:
         """Return (1, tokens) int64."""
         joined = np.concatenate(parts).astype(np.int64, copy=False)
         return torch.from_numpy(joined).unsqueeze(0).to(self._device)

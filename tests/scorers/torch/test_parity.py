@@ -174,6 +174,7 @@ def test_truncation_from_the_left_gives_the_reference_logits(
         ("bert", {"hidden_act": "relu"}),
         ("bert", {"hidden_act": "gelu_new", "layer_norm_eps": 1e-5}),
         ("xlm-roberta", {"num_attention_heads": 1, "intermediate_size": 48}),
+        ("roberta", {"pad_token_id": 0}),
         ("roberta", {"pad_token_id": 3, "max_position_embeddings": MAX_TOKENS + 4}),
         ("modernbert cls", {"local_attention": 4, "global_attn_every_n_layers": 2}),
         ("modernbert mean", {"hidden_activation": "silu", "mlp_bias": True}),

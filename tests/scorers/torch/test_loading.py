@@ -1,0 +1,215 @@
+"""What is loaded, in which number format, with how much memory, and whose code is run."""
+
+from __future__ import annotations
+
+import json
+import sys
+from typing import TYPE_CHECKING
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from rerank_plugins.errors import ModelLoadError
+from rerank_plugins.scorers.torch import linear, loading
+from tests.tiny_torch import PaddedForward, make_pairs, write_torch_model
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from rerank_plugins.scorers.torch.scorer import TorchScorer
+
+OWN_CODE = """
+import pathlib
+import torch
+from transformers import BertConfig, BertForSequenceClassification
+
+pathlib.Path(__file__).with_name("was_run").touch()
+
+
+class OwnConfig(BertConfig):
+    model_type = "own-kind"
+
+
+class OwnForSequenceClassification(BertForSequenceClassification):
+    config_class = OwnConfig
+"""
+
+
+@pytest.fixture
+def own_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A model whose architecture is Python code beside its weights."""
+    monkeypatch.setenv("HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.setattr(
+        "transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "modules")
+    )
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    folder = write_torch_model(tmp_path / "model")
+    (folder / "modeling_own.py").write_text(OWN_CODE)
+    config = json.loads((folder / "config.json").read_text())
+    config |= {
+        "model_type": "own-kind",
+        "auto_map": {
+            "AutoConfig": "modeling_own.OwnConfig",
+            "AutoModelForSequenceClassification": "modeling_own.OwnForSequenceClassification",
+        },
+    }
+    (folder / "config.json").write_text(json.dumps(config))
+    return folder
+
+
+def test_code_of_a_models_own_is_not_run_unless_it_is_trusted(
+    own_code: Path, open_torch: Callable[..., TorchScorer], tmp_path: Path
+) -> None:
+    with pytest.raises(ModelLoadError, match="trust_remote_code=True, and revision"):
+        open_torch(model=str(own_code))
+    assert not list(tmp_path.rglob("was_run"))
+
+    scorer = open_torch(model=str(own_code), trust_remote_code=True)
+
+    pairs = make_pairs(20)
+    reference = write_torch_model(tmp_path / "same weights")
+    found = scorer.forward([scorer.encode(query, [text])[0] for query, text in pairs])
+    assert list(tmp_path.rglob("was_run"))
+    assert found == pytest.approx(PaddedForward(reference).logits(pairs), rel=0, abs=1e-4)
+
+
+def test_code_that_transformers_has_itself_needs_no_trust(
+    own_code: Path, open_torch: Callable[..., TorchScorer], tmp_path: Path
+) -> None:
+    config = json.loads((own_code / "config.json").read_text()) | {"model_type": "bert"}
+    (own_code / "config.json").write_text(json.dumps(config))
+
+    open_torch(model=str(own_code))
+
+    assert not list(tmp_path.rglob("was_run"))
+
+
+def test_the_head_of_a_half_precision_model_keeps_its_float32_weights(
+    tmp_path: Path, open_torch: Callable[..., TorchScorer]
+) -> None:
+    write_torch_model(tmp_path)
+    saved = load_file(tmp_path / "model.safetensors")
+
+    model = open_torch(precision="bf16")._execution._model  # type: ignore[union-attr]
+
+    assert model.dtype is torch.bfloat16
+    for name in ("classifier.weight", "classifier.bias", "bert.pooler.dense.weight"):
+        torch.testing.assert_close(model.get_parameter(name).data, saved[name], rtol=0, atol=0)
+
+
+def test_a_progress_line_is_shown_while_weights_are_read(
+    tmp_path: Path,
+    open_torch: Callable[..., TorchScorer],
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    write_torch_model(tmp_path)
+    capfd.readouterr()
+
+    open_torch()
+
+    assert "Loading weights: 100%" in capfd.readouterr().err
+
+
+def test_a_large_weight_is_read_in_pieces_to_the_same_numbers(
+    tmp_path: Path, open_torch: Callable[..., TorchScorer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_torch_model(tmp_path)
+    pairs = make_pairs(20)
+    expected = PaddedForward(tmp_path).logits(pairs)
+    # Seven rows of 32 numbers at a time: the last piece is shorter.
+    monkeypatch.setattr(loading, "PIECE_BYTES", 7 * 32 * 4)
+
+    scorer = open_torch()
+
+    found = scorer.forward([scorer.encode(query, [text])[0] for query, text in pairs])
+    assert found == pytest.approx(expected, rel=0, abs=1e-4)
+
+
+@pytest.mark.parametrize("rows", [1, 5, 2100])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
+def test_a_prepacked_layer_computes_what_torch_computes(
+    dtype: torch.dtype, bound: float, rows: int
+) -> None:
+    random = torch.Generator().manual_seed(1)
+    weight = (torch.randn(96, 64, generator=random) / 8).to(dtype)
+    bias = torch.randn(96, generator=random).to(dtype)
+    states = torch.randn(1, rows, 64, generator=random).to(dtype)
+    exact = nn.functional.linear(states.float(), weight.float(), bias.float())
+
+    with torch.inference_mode():
+        plain = linear.PrepackedLinear(weight, bias)(states)
+        with_gelu = linear.PrepackedLinear(weight, bias, with_gelu=True)(states)
+
+    assert plain.dtype is dtype
+    assert (plain.float() - exact).abs().max() < bound
+    assert (with_gelu.float() - nn.functional.gelu(exact)).abs().max() < bound
+
+
+def prepacked(scorer: TorchScorer) -> dict[str, bool]:
+    """Return the prepacked modules of a scorer's model, and whether a GELU goes with each."""
+    modules = scorer._execution._model.named_modules()  # type: ignore[union-attr]
+    return {
+        path: module._after == "gelu"
+        for path, module in modules
+        if isinstance(module, linear.PrepackedLinear)
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "config", "gelus"),
+    [
+        ("bert", {}, 3),
+        ("distilbert", {}, 3),
+        ("albert", {}, 1),
+        ("bert", {"hidden_act": "gelu_new"}, 0),
+        ("modernbert cls", {}, 0),
+        ("deberta-v2", {}, 0),
+    ],
+)
+def test_the_layers_are_prepacked_with_the_exact_gelu_alone(
+    name: str,
+    config: dict[str, str],
+    gelus: int,
+    tmp_path: Path,
+    open_torch: Callable[..., TorchScorer],
+) -> None:
+    """An approximate GELU is another function: it stays where it is."""
+    write_torch_model(tmp_path, name, **config)
+
+    found = prepacked(open_torch())
+
+    assert found
+    assert not any("classifier" in path or "pooler" in path for path in found)
+    assert sum(found.values()) == gelus
+
+
+def test_layers_stay_as_they_are_where_torch_lacks_the_operators(
+    tmp_path: Path, open_torch: Callable[..., TorchScorer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_torch_model(tmp_path)
+    pairs = make_pairs(20)
+
+    def absent(*_: object, **__: object) -> None:
+        raise AttributeError("_reorder_linear_weight")
+
+    monkeypatch.setattr(linear.PrepackedLinear, "__init__", absent)
+    scorer = open_torch()
+
+    assert prepacked(scorer) == {}
+    found = scorer.forward([scorer.encode(query, [text])[0] for query, text in pairs])
+    assert found == pytest.approx(PaddedForward(tmp_path).logits(pairs), rel=0, abs=1e-4)
+
+
+def test_opening_a_model_leaves_the_random_numbers_of_the_process_alone(
+    tmp_path: Path, open_torch: Callable[..., TorchScorer]
+) -> None:
+    write_torch_model(tmp_path)
+    before = torch.random.get_rng_state()
+
+    open_torch()
+
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.get_default_dtype() is torch.float32
