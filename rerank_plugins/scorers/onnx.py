@@ -7,6 +7,7 @@ import logging
 import os
 import re
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -15,8 +16,10 @@ from rerank_plugins.config import Activation, Backend, Precision
 from rerank_plugins.errors import ConfigError, ModelLoadError, ScoringError, first_line
 from rerank_plugins.models.encoding import PairEncoder, TokenPair
 from rerank_plugins.models.files import find_model
+from rerank_plugins.models.manifest import preferred_files, read_manifest
 from rerank_plugins.models.settings import longest_pair, model_activation, pad_id
 from rerank_plugins.models.weights import USUAL_NAMES, choose_onnx, wanted_precisions
+from rerank_plugins.scorers.processor import cpu_features, read_cpuinfo
 from rerank_plugins.scorers.runtime import import_onnxruntime, session_options
 from rerank_plugins.scorers.selection import (
     Choice,
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
 
     from rerank_plugins.config import RerankConfig
     from rerank_plugins.models.files import ModelFiles
+    from rerank_plugins.models.weights import ChooseFiles
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +83,7 @@ class OnnxScorer:
         )
         self._session: _Session | None = session
         self._encoder = encoder
-        self._pad_id = pad_id
+        self.pad_id = pad_id
 
     @classmethod
     def open(cls, config: RerankConfig, files: ModelFiles | None = None) -> Self:
@@ -95,7 +99,7 @@ class OnnxScorer:
         if files is None:
             files = find_model(
                 config.model,
-                choose=partial(choose_onnx, wanted=precisions_here(config)),
+                choose=files_here(config),
                 revision=config.revision,
                 local_files_only=config.local_files_only,
             )
@@ -146,7 +150,7 @@ class OnnxScorer:
     def _run(self, pairs: Sequence[TokenPair]) -> NDArray[np.floating]:
         if self._session is None:
             raise ScoringError(f"{self.name} was closed")
-        batch = pad(pairs, self._pad_id)
+        batch = pad(pairs, self.pad_id)
         try:
             return self._session.run(batch)
         # onnxruntime's exceptions share no base but Exception.
@@ -245,10 +249,31 @@ def choose_device(device: str, offered: Sequence[str]) -> int | None:
 
 def precisions_here(config: RerankConfig) -> tuple[Precision, ...]:
     """Return the precisions to take on this machine, best first."""
-    cuda = config.device.startswith("cuda")
+    return wanted_precisions(config.precision, cuda=_on_cuda(config))
+
+
+def _on_cuda(config: RerankConfig) -> bool:
     if config.device == "auto" and Backend.ONNX in installed_backends():
-        cuda = CUDA in import_onnxruntime('backend "onnx"').get_available_providers()
-    return wanted_precisions(config.precision, cuda=cuda)
+        return CUDA in import_onnxruntime('backend "onnx"').get_available_providers()
+    return config.device.startswith("cuda")
+
+
+def files_here(config: RerankConfig) -> ChooseFiles:
+    """Return what picks the ONNX file for this machine: by an export's manifest, then by name.
+
+    The manifest is read in a local folder; of a hub model, names are all that is known here.
+    """
+    records = {}
+    folder = Path(config.model).expanduser()
+    if folder.is_dir():
+        records = read_manifest(folder, config.model)
+    preferred = preferred_files(
+        records,
+        config.precision,
+        cuda=_on_cuda(config),
+        cpu_features=cpu_features(read_cpuinfo()) if records else (),
+    )
+    return partial(choose_onnx, wanted=precisions_here(config), preferred=preferred)
 
 
 def _choices(
