@@ -17,7 +17,7 @@ import numpy as np
 
 from rerank_plugins.config import Backend, RerankConfig
 from rerank_plugins.errors import InputError, MissingExtraError, ModelLoadError
-from rerank_plugins.export import conversions, graph
+from rerank_plugins.export import conversions, graph, quantizing
 from rerank_plugins.export.drift import measure_drift
 from rerank_plugins.export.formats import (
     DEFAULT_FORMATS,
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from rerank_plugins.export.drift import Drift
     from rerank_plugins.export.formats import Format
+    from rerank_plugins.export.graph import Feeds
     from rerank_plugins.export.texts import CheckTexts, QueryGroup
     from rerank_plugins.models.files import ModelFiles
 
@@ -158,7 +159,7 @@ class _Export:
         elif row is FP16:
             conversions.to_fp16(self._fp32, target)
         elif row is INT8:
-            conversions.to_static_int8(self._fp32, target, self._calibration(names))
+            quantizing.to_static_int8(self._fp32, target, self._calibration(names))
         elif row is INT8_DYNAMIC:
             conversions.to_dynamic_int8(self._fp32, target)
 
@@ -201,7 +202,7 @@ class _Export:
             scorer.close()
         return _by_query(found, self._texts.check)
 
-    def _calibration(self, names: Sequence[str]) -> Iterator[conversions.Feeds]:
+    def _calibration(self, names: Sequence[str]) -> Iterator[Feeds]:
         scorer = self._open(FP32)
         try:
             for group in self._texts.calibration:

@@ -43,9 +43,9 @@ OPTIMIZED = Format(
 INT8 = Format(
     "int8",
     INT8_FILE,
-    "onnxruntime static quantisation (QDQ) of matrix products with weights: uint8 activations, "
-    "scales from the smallest and largest value in calibration; int8 weights, a scale per "
-    "channel; embeddings, attention scores, normalisation and head in float32",
+    "products with weights in integers: int8 weights with a scale per channel, uint8 activations "
+    "smoothed (alpha 0.7), with scales from the smallest and largest value in calibration; "
+    "products with outliers, embeddings, attention, normalisation and head in float32",
     static_scales=True,
 )
 INT8_DYNAMIC = Format(

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
     from rerank_plugins.models.encoding import TokenPair
     from rerank_plugins.models.files import ModelFiles
 
+Feeds = dict[str, "NDArray[np.int64]"]
+"""What a graph is run on: each input, (pairs, tokens)."""
+
 OPSET = 20
 """The first with GELU as one exact operator; onnxruntime 1.18 and later read it."""
 
@@ -101,7 +104,6 @@ def write_graph(
     path: Path,
     *,
     name: str,
-    external_bytes: int = EXTERNAL_BYTES,
 ) -> None:
     """Write *model* as ONNX in float32: inputs (pairs, tokens), output ``logits`` (pairs, labels).
 
@@ -142,7 +144,7 @@ def write_graph(
     assert program is not None  # noqa: S101  None comes of dynamo=False alone
     proto = program.model_proto
     _forget_source(proto)
-    save_graph(proto, path, external_bytes=external_bytes)
+    save_graph(proto, path)
 
 
 def _logits_module(model: Any, names: Sequence[str]) -> Any:  # noqa: ANN401  imported late
@@ -175,11 +177,21 @@ def _forget_source(proto: Any) -> None:  # noqa: ANN401  onnx is imported late
                 size.dim_param = axes[size.dim_param]
 
 
-def save_graph(proto: Any, path: Path, *, external_bytes: int = EXTERNAL_BYTES) -> None:  # noqa: ANN401
-    """Save a graph, its weights beside it where they are larger than *external_bytes*."""
+def weight_products(proto: Any) -> list[Any]:  # noqa: ANN401  onnx is imported late
+    """Return the products with a weight, over every token: not those of attention, not the head.
+
+    Products of two activations have outliers on both sides, and little to gain. torch.export makes
+    MatMul of a linear layer over tokens, and Gemm of one over a single row, which is the head.
+    """
+    weights = {tensor.name for tensor in proto.graph.initializer}
+    return [n for n in proto.graph.node if n.op_type == "MatMul" and n.input[1] in weights]
+
+
+def save_graph(proto: Any, path: Path) -> None:  # noqa: ANN401  onnx is imported late
+    """Save a graph, its weights beside it where they are larger than `EXTERNAL_BYTES`."""
     import onnx
 
-    large = sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > external_bytes
+    large = sum(len(tensor.raw_data) for tensor in proto.graph.initializer) > EXTERNAL_BYTES
     onnx.save(
         proto,
         str(path),
