@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Sequence
 
-    from rerank_plugins.export.exporting import Exported
+    from rerank_plugins.export.record import Exported
 
 SETTINGS: Final = (
     "max_length",

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import json
-import platform
 import shutil
 import tempfile
-from dataclasses import asdict, dataclass
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,9 +24,10 @@ from rerank_plugins.export.formats import (
     INT8_DYNAMIC,
     OPTIMIZED,
 )
+from rerank_plugins.export.record import PACKAGES, Exported, count_pairs, write_manifest
 from rerank_plugins.models.files import find_model
 from rerank_plugins.models.hub import SETTINGS, TOKENIZER
-from rerank_plugins.models.manifest import EXACT, MANIFEST, total_bytes
+from rerank_plugins.models.manifest import EXACT, total_bytes
 from rerank_plugins.models.weights import choose_torch, external_data
 from rerank_plugins.scorers.onnx import OnnxScorer, pad
 
@@ -45,20 +42,8 @@ if TYPE_CHECKING:
     from rerank_plugins.export.texts import CheckTexts, QueryGroup
     from rerank_plugins.models.files import ModelFiles
 
-PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
-
 BATCH_PAIRS = 8
 """Pairs of one query that torch scores at once; few, so that little is padded."""
-
-
-@dataclass(frozen=True, slots=True)
-class Exported:
-    """A file that was written, with its drift; or, where it was left out, why."""
-
-    format: Format
-    drift: Drift | None
-    bytes: int
-    left_out: str | None = None
 
 
 def export_model(
@@ -94,7 +79,7 @@ def export_model(
         unfinished = Path(name)
         export = _Export(config, files, texts, unfinished, say)
         done = export.run(formats)
-        _write_manifest(unfinished, files, texts, done)
+        write_manifest(unfinished, files, texts, done)
         _replace(folder, unfinished)
     return done
 
@@ -125,7 +110,7 @@ class _Export:
         names = graph.input_names(model, self._files)
         self._say("tracing the graph")
         graph.write_graph(model, names, self._fp32, name=self._files.name)
-        self._say(f"scoring {_count(self._texts.check)} pairs with torch")
+        self._say(f"scoring {count_pairs(self._texts.check)} pairs with torch")
         reference = self._reference(model, names)
         # Several gigabytes for a large model, that the conversions can use.
         del model
@@ -244,10 +229,6 @@ def _problem(row: Format, drift: Drift | None) -> str | None:
     return None
 
 
-def _count(groups: Sequence[QueryGroup]) -> int:
-    return sum(len(group.documents) for group in groups)
-
-
 def _require_packages() -> None:
     for package in PACKAGES:
         try:
@@ -273,47 +254,3 @@ def _replace(folder: Path, unfinished: Path) -> None:
             (folder / name).unlink(missing_ok=True)
     for path in sorted(unfinished.iterdir()):
         path.replace(folder / path.name)
-
-
-def _write_manifest(
-    folder: Path, files: ModelFiles, texts: CheckTexts, done: Sequence[Exported]
-) -> None:
-    manifest = {
-        "model": files.name,
-        "version": files.version,
-        "made_with": {
-            "python": platform.python_version(),
-            **{name: _version(name) for name in ("rerank-plugins", *PACKAGES)},
-        },
-        "texts": {
-            "source": texts.source,
-            "calibration_pairs": _count(texts.calibration),
-            "check_pairs": _count(texts.check),
-            "check_queries": len(texts.check),
-        },
-        "files": {item.format.file: _entry(item) for item in done if item.left_out is None},
-        "left_out": {item.format.file: item.left_out for item in done if item.left_out},
-    }
-    text = json.dumps(manifest, indent=2, allow_nan=False)
-    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
-
-
-def _entry(item: Exported) -> dict[str, object]:
-    entry: dict[str, object] = {
-        "format": item.format.name,
-        "made_by": item.format.made_by,
-        "bytes": item.bytes,
-    }
-    if item.format.static_scales is not None:
-        entry["static_scales"] = item.format.static_scales
-    if item.drift is not None:
-        entry["drift"] = asdict(item.drift)
-    return entry
-
-
-def _version(package: str) -> str | None:
-    try:
-        return version(package)
-    # onnxruntime also comes as onnxruntime-gpu.
-    except PackageNotFoundError:
-        return None

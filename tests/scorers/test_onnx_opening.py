@@ -291,10 +291,10 @@ def test_the_pad_token_comes_from_the_settings(
     tmp_path: Path, open_model: Callable[..., OnnxScorer]
 ) -> None:
     write_model(tmp_path, "xlm-roberta")
-    assert open_model()._pad_id == 1
+    assert open_model().pad_id == 1
 
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"pad_token": {"content": "<s>"}}))
-    assert open_model()._pad_id == 0
+    assert open_model().pad_id == 0
 
     (tmp_path / "tokenizer_config.json").unlink()
-    assert open_model()._pad_id == 1
+    assert open_model().pad_id == 1
