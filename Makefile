@@ -4,20 +4,28 @@ VENV := .venv
 BIN := $(VENV)/bin
 QUERY ?=
 DOCS ?=
+# Installed first and by its exact version, so that no other package picks a far larger build of it.
+TORCH ?= torch==2.13.0
 
 .PHONY: demo test test-fast lint types fix wheel-test clean
 
-$(VENV)/.installed: pyproject.toml
+$(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[all]"
 	touch $@
 
-$(VENV)/.installed-dev: $(VENV)/.installed
+# The demo runs on the embedded model, which needs no torch.
+$(VENV)/.installed-demo: $(VENV)/.created pyproject.toml
+	$(BIN)/python -m pip install --quiet --editable ".[onnx,langchain,llama-index,eval]"
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.created pyproject.toml
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	$(BIN)/python -m pip install --quiet --editable ".[all]"
 	$(BIN)/python -m pip install --quiet --group dev
 	touch $@
 
-demo: $(VENV)/.installed
+demo: $(VENV)/.installed-demo
 	@$(BIN)/python examples/demo.py $(if $(DOCS),--docs "$(DOCS)") $(if $(QUERY),--query "$(QUERY)")
 
 test: lint types $(VENV)/.installed-dev

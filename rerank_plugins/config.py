@@ -147,12 +147,14 @@ class Settings(BaseModel):
             raise ValueError('expected "auto", "cpu", "cuda", "cuda:N" or "mps"')
         return value
 
-    @field_validator("timeout_s", mode="before")
+    @field_validator(
+        "max_length", "cache_entries", "batch_tokens", "queue_tokens", "timeout_s", mode="before"
+    )
     @classmethod
-    def _time_is_a_number(cls, value: object) -> object:
-        # True would count as one second.
+    def _truth_is_no_number(cls, value: object) -> object:
+        # True would count as 1.
         if isinstance(value, bool):
-            raise ValueError("expected a number of seconds")  # noqa: TRY004  pydantic wants it
+            raise ValueError("expected a number")  # noqa: TRY004  pydantic wants it
         return value
 
     @field_validator("language_models")

@@ -120,7 +120,12 @@ def _code_modules(config: Mapping[str, Any]) -> list[str]:
 def _half(path: Path, reason: str, name: str, *, broken: bool = True) -> str:
     """Return the message of a download that broke off; a *broken* file would be taken as done."""
     force = " --force-download" if broken else ""
-    here = Path(name).expanduser().exists()
-    command = f"hf download MODEL --local-dir {path.parent}" if here else f"hf download {name}"
+    if Path(name).expanduser().exists():
+        command = f"hf download MODEL --local-dir {path.parent}"
+    elif path.parent.parent.name == "snapshots":
+        # The hub's cache names the folder by the commit.
+        command = f"hf download {name} --revision {path.parent.name}"
+    else:
+        command = f"hf download {name}"
     subject = f"{path.name} is half a download" if broken else "it is half a download"
     return f"{subject}: {reason}. Fetch it again: {command}{force}"

@@ -207,7 +207,9 @@ def test_a_device_that_is_none_is_refused_whatever_the_model(run: Run, model: st
     found = run("rank", "fox", "--model", model, "--device", "tpu", stdin=b"fox")
 
     assert found.code == 2
-    assert found.err.endswith('device: expected "auto", "cpu", "cuda" or "cuda:N", got \'tpu\'\n')
+    assert found.err.endswith(
+        'device: expected "auto", "cpu", "cuda", "cuda:N" or "mps", got \'tpu\'\n'
+    )
 
 
 def test_paths_may_stand_behind_flags(run: Run, tmp_path: Path) -> None:

@@ -101,7 +101,13 @@ def test_the_version_is_the_commit(online: dict[str, Any]) -> None:
         ("pickled", ("its weights are pickled", "save_pretrained(FOLDER)", "allow_pickle=True")),
         ("unsettled", ("there is no config.json",)),
         ("graph", ("there are no PyTorch weights", "but model.onnx")),
-        ("torn", (f"half a download: {SHARDS[1]} of 3 files", "hf download acme/torn")),
+        (
+            "torn",
+            (
+                f"half a download: {SHARDS[1]} of 3 files",
+                f"hf download acme/torn --revision {COMMIT}",
+            ),
+        ),
     ],
 )
 def test_each_failure_has_its_own_message(
@@ -136,7 +142,7 @@ def test_code_is_fetched_only_where_it_is_trusted(
     (trusted,) = find(endpoint, tmp_path, ("acme/coded", {"remote_code": True}))
 
     assert "its code, configuration_own.py, is missing" in cached["error"]
-    assert cached["error"].endswith("hf download acme/coded")
+    assert cached["error"].endswith(f"hf download acme/coded --revision {COMMIT}")
     assert [name for name in trusted["there"] if name.endswith(".py")] == [
         "configuration_own.py",
         "helper.py",

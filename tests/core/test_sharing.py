@@ -1,0 +1,50 @@
+"""Which settings make two engines: each one either does, or acts around the engine."""
+
+from __future__ import annotations
+
+import pytest
+
+from rerank_plugins import RerankConfig, Reranker
+from rerank_plugins.registry import ENGINES
+
+OTHER_ENGINE: dict[str, object] = {
+    "model": "owner/other",
+    "backend": "onnx",
+    "device": "cpu",
+    "precision": "int8",
+    "max_length": 64,
+    "truncation": "only_second",
+    "cache_entries": 3,
+    "batch_tokens": 100,
+    "queue_tokens": 1000,
+    "revision": "v1",
+    "local_files_only": True,
+    "trust_remote_code": True,
+    "allow_pickle": True,
+}
+SAME_ENGINE: dict[str, object] = {
+    "activation": "logit",
+    "normalizer": None,
+    "language_detector": None,
+    "text_hook": lambda text, language, role: text,
+    "language_models": {"zh": "owner/other"},
+    "timeout_s": 3.0,
+}
+
+
+def test_each_setting_is_of_one_kind() -> None:
+    assert set(OTHER_ENGINE) | set(SAME_ENGINE) == set(RerankConfig.model_fields)
+
+
+@pytest.mark.parametrize(
+    ("name", "engines"),
+    [(name, 2) for name in OTHER_ENGINE] + [(name, 1) for name in SAME_ENGINE],
+)
+def test_a_setting_that_changes_the_engine_makes_another(
+    name: str, engines: int, no_leaks: None
+) -> None:
+    before = len(ENGINES)
+    settings = {"model": "owner/one", name: (OTHER_ENGINE | SAME_ENGINE)[name]}
+
+    with Reranker("owner/one"), Reranker(**settings):  # type: ignore[arg-type]  # by name
+        assert len(ENGINES) == before + engines
