@@ -16,7 +16,7 @@ from rerank_plugins.config import Activation, Backend, Precision
 from rerank_plugins.errors import ConfigError, ModelLoadError, ScoringError, first_line
 from rerank_plugins.models.encoding import PairEncoder, TokenPair
 from rerank_plugins.models.files import find_model
-from rerank_plugins.models.manifest import preferred_files, read_manifest
+from rerank_plugins.models.manifest import MANIFEST, preferred_files, read_manifest
 from rerank_plugins.models.settings import longest_pair, model_activation, pad_id
 from rerank_plugins.models.weights import USUAL_NAMES, choose_onnx, wanted_precisions
 from rerank_plugins.scorers.processor import cpu_features, read_cpuinfo
@@ -302,6 +302,10 @@ def _precision_choice(config: RerankConfig, file: str) -> Choice:
     if made is not None:
         return made
     named = next((kind for kind, names in USUAL_NAMES.items() if file in names), "its own")
+    if named not in precisions_here(config) and named == Precision.INT8:
+        return Choice(
+            named, f"{MANIFEST} says that {file} ranks as torch does, and the CPU is fast at it"
+        )
     looked = " or else ".join(precisions_here(config))
     return Choice(named, f"{file} is what the model has of {looked}")
 

@@ -11,6 +11,7 @@ from rerank_plugins.config import Precision, RerankConfig
 from rerank_plugins.errors import ModelLoadError
 from rerank_plugins.models import manifest
 from rerank_plugins.models.manifest import FileRecord, preferred_files, read_manifest
+from rerank_plugins.scorers import onnx
 from rerank_plugins.scorers.onnx import OnnxScorer
 from tests.tiny_models import write_model
 
@@ -126,3 +127,19 @@ def test_the_scorer_takes_the_file_that_the_manifest_vouches_for(tmp_path: Path)
     write_manifest(tmp_path, model_optimized=(tmp_path / OPTIMIZED).stat().st_size)
 
     assert f" {OPTIMIZED} on" in OnnxScorer.open(model).identity
+
+
+def test_auto_opens_int8_by_the_manifest_and_says_why(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_model(tmp_path, onnx_names=("model.onnx", INT8))
+    write_manifest(tmp_path, model_int8=(tmp_path / INT8).stat().st_size)
+    found = json.loads((tmp_path / manifest.MANIFEST).read_text())
+    found["files"][INT8]["static_scales"] = True
+    (tmp_path / manifest.MANIFEST).write_text(json.dumps(found))
+    monkeypatch.setattr(onnx, "cpu_features", lambda _: ["avx512_vnni"])
+
+    choice = OnnxScorer.open(RerankConfig(model=str(tmp_path), device="cpu")).choices["precision"]
+
+    assert choice.value == "int8"
+    assert manifest.MANIFEST in choice.why
