@@ -26,7 +26,7 @@ from rerank_plugins.config import Precision, RerankConfig
 from rerank_plugins.errors import RerankError
 from rerank_plugins.models.files import find_model
 from rerank_plugins.models.weights import choose_onnx, choose_torch, wanted_precisions
-from rerank_plugins.scorers.onnx import OnnxScorer
+from rerank_plugins.scorers.onnx.scorer import OnnxScorer
 
 def find(name, kind="onnx", precision="auto", allow_pickle=False, **settings):
     wanted = wanted_precisions(Precision(precision), cuda=False)

@@ -8,7 +8,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from rerank_plugins.cli import eval as eval_verb
-from rerank_plugins.cli import info, rank
+from rerank_plugins.cli import export, info, rank
 from rerank_plugins.cli.output import OutputError, flush, print_line, print_note
 from rerank_plugins.errors import ConfigError, InputError, MissingExtraError, RerankError
 
@@ -77,7 +77,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version)
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for verb in (rank, eval_verb, info):
+    for verb in (rank, eval_verb, info, export):
         verb.add_parser(verbs)
     return parser
 

@@ -9,10 +9,8 @@ from typing import TYPE_CHECKING, Final, Literal
 
 from rerank_plugins.cli.choices import settle
 from rerank_plugins.cli.hardware import (
-    cpu_features,
     cpu_name,
     onnxruntime_providers,
-    read_cpuinfo,
     torch_devices,
     usable_cores,
 )
@@ -20,6 +18,7 @@ from rerank_plugins.cli.output import print_json, print_line
 from rerank_plugins.cli.settings import add_settings, chosen_config
 from rerank_plugins.cli.table import aligned, one_line
 from rerank_plugins.errors import RerankError
+from rerank_plugins.scorers.processor import cpu_features, read_cpuinfo
 
 if TYPE_CHECKING:
     import argparse

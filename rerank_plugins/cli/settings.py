@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any, get_args, get_origin
 from rerank_plugins.config import ENV_PREFIX, FUNCTION_SETTINGS, RerankConfig
 
 if TYPE_CHECKING:
+    from collections.abc import Collection
+
     from pydantic.fields import FieldInfo
 
 
@@ -18,13 +20,21 @@ def setting_names() -> list[str]:
     return [name for name in RerankConfig.model_fields if name not in FUNCTION_SETTINGS]
 
 
-def add_settings(parser: argparse.ArgumentParser, *, positional_model: bool = False) -> None:
-    """Add a flag for each setting, in a group of its own; *positional_model* leaves out --model."""
+def add_settings(
+    parser: argparse.ArgumentParser,
+    *,
+    positional_model: bool = False,
+    only: Collection[str] | None = None,
+) -> None:
+    """Add a flag for each setting, in a group of its own; *positional_model* leaves out --model.
+
+    Where *only* is given, the flags are those alone.
+    """
     group = parser.add_argument_group(
         "settings", f"Each is also read from {ENV_PREFIX}<NAME>; a flag wins."
     )
     for name in setting_names():
-        if name == "model" and positional_model:
+        if (name == "model" and positional_model) or (only is not None and name not in only):
             continue
         _add_setting(group, name, RerankConfig.model_fields[name])
 

@@ -60,19 +60,25 @@ def wanted_precisions(precision: Precision, *, cuda: bool) -> tuple[Precision, .
     """Return the precisions to take, best first.
 
     ``auto`` is fp32 on CPU, whose cores mostly convert half precision back and forth, and fp16 on
-    CUDA; each stands in for the other where only one is there. int8 is taken only when asked for:
-    dynamic int8 takes the scale of its activations from the whole batch, so that the logit of a
-    pair depends on the pairs beside it.
+    CUDA; each stands in for the other where only one is there. int8 is taken when asked for, or
+    where an export vouches for it (`manifest.preferred_files`): dynamic int8 takes the scale of its
+    activations from the whole batch, so that the logit of a pair depends on the pairs beside it.
     """
     if precision is not Precision.AUTO:
         return (precision,)
     return (Precision.FP16, Precision.FP32) if cuda else (Precision.FP32, Precision.FP16)
 
 
-def choose_onnx(model: str, names: Collection[str], wanted: Sequence[Precision]) -> tuple[str, ...]:
+def choose_onnx(
+    model: str,
+    names: Collection[str],
+    wanted: Sequence[Precision],
+    preferred: Sequence[str] = (),
+) -> tuple[str, ...]:
     """Return the ONNX file to take among *names*, and the files of its external data.
 
-    A single ONNX file of an unusual name is taken where no precision was asked for.
+    Those *preferred* come before the usual names of what is *wanted*. A single ONNX file of an
+    unusual name is taken where no precision was asked for.
 
     Raises:
         ModelLoadError: none fits; the message lists what was looked for and what is there.
@@ -80,7 +86,7 @@ def choose_onnx(model: str, names: Collection[str], wanted: Sequence[Precision])
     looked_for = [
         folder + name for kind in wanted for name in USUAL_NAMES.get(kind, ()) for folder in FOLDERS
     ]
-    for name in looked_for:
+    for name in (*preferred, *looked_for):
         if name in names:
             return (name, *external_data(name, names))
     there = sorted(name for name in names if name.endswith(".onnx"))

@@ -10,6 +10,7 @@ from rerank_plugins.config import EMBEDDED, LEXICAL, Backend
 if TYPE_CHECKING:
     from rerank_plugins.config import RerankConfig
     from rerank_plugins.models.files import ModelFiles
+    from rerank_plugins.models.weights import ChooseFiles
     from rerank_plugins.protocols import AnyScorer
 
 
@@ -36,7 +37,7 @@ def open_scorer(config: RerankConfig) -> AnyScorer:
         from rerank_plugins.scorers.torch.scorer import TorchScorer
 
         return TorchScorer.open(config, files)
-    from rerank_plugins.scorers.onnx import OnnxScorer
+    from rerank_plugins.scorers.onnx.scorer import OnnxScorer
 
     return OnnxScorer.open(config, files)
 
@@ -44,14 +45,14 @@ def open_scorer(config: RerankConfig) -> AnyScorer:
 def _find_files(config: RerankConfig) -> ModelFiles:
     """Find the model's files, and with them the backend, in one listing of the hub."""
     from rerank_plugins.models.files import find_model
-    from rerank_plugins.models.weights import choose_onnx, choose_torch
-    from rerank_plugins.scorers.onnx import precisions_here
+    from rerank_plugins.models.weights import choose_torch
+    from rerank_plugins.scorers.onnx.choices import files_here
     from rerank_plugins.scorers.selection import choose_weights, installed_backends
 
     installed = installed_backends()
-    choosers = {
+    choosers: dict[Backend, ChooseFiles] = {
         Backend.TORCH: partial(choose_torch, allow_pickle=config.allow_pickle),
-        Backend.ONNX: partial(choose_onnx, wanted=precisions_here(config)),
+        Backend.ONNX: files_here(config),
     }
     return find_model(
         config.model,

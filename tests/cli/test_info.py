@@ -11,7 +11,7 @@ import pytest
 
 from rerank_plugins.cli import hardware
 from rerank_plugins.errors import ModelLoadError
-from rerank_plugins.scorers import open_scorer
+from rerank_plugins.scorers import open_scorer, processor
 from tests.tiny_models import write_model
 
 if TYPE_CHECKING:
@@ -207,12 +207,12 @@ def test_a_missing_package_comes_with_its_pip_command(
 
 def test_the_processor_is_read_from_linux() -> None:
     assert hardware.cpu_name(CPUINFO) == "Some Processor 9000"
-    assert hardware.cpu_features(CPUINFO) == ["avx2", "avx512f", "avx512_vnni", "amx_bf16"]
+    assert processor.cpu_features(CPUINFO) == ["avx2", "avx512f", "avx512_vnni", "amx_bf16"]
 
 
 def test_other_systems_have_a_processor_too() -> None:
     assert hardware.cpu_name("")
-    assert hardware.cpu_features("") == []
+    assert processor.cpu_features("") == []
     assert hardware.usable_cores() >= 1
 
 

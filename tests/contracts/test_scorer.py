@@ -20,7 +20,7 @@ from rerank_plugins.config import RerankConfig
 from rerank_plugins.protocols import Scorer
 from rerank_plugins.scorers.embedded import EmbeddedScorer
 from rerank_plugins.scorers.lexical import LexicalScorer
-from rerank_plugins.scorers.onnx import OnnxScorer
+from rerank_plugins.scorers.onnx.scorer import OnnxScorer
 from rerank_plugins.testing import FakeScorer
 from tests.tiny_models import write_model
 

@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("registry",),
     ("reranker",),
     ("doors",),
-    ("langchain", "llama_index", "evaluation", "testing"),
+    ("langchain", "llama_index", "evaluation", "export", "testing"),
     ("cli",),
 )
 

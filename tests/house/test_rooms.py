@@ -17,21 +17,38 @@ ROOMS = (
     "doors.py",
     "cli",
     "evaluation",
-    "scorers/onnx.py",
+    "export",
+    "scorers/onnx",
+    "scorers/torch",
     "scorers/embedded.py",
+    "scorers/labels.py",
     "scorers/lexical.py",
+    "scorers/processor.py",
     "scorers/runtime.py",
     "scorers/selection.py",
 )
 
 
 @pytest.mark.slow
-def test_the_engines_tests_pass_without_the_other_rooms(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("tests", "rooms"),
+    [
+        (("tests/core",), ROOMS),
+        (
+            ("tests/scorers/test_onnx.py", "tests/scorers/test_by_hand.py"),
+            ("scorers/torch", "export", "scorers/embedded.py", "scorers/lexical.py"),
+        ),
+    ],
+    ids=["the engine's", "those of ONNX models"],
+)
+def test_tests_pass_without_the_other_rooms(
+    tests: tuple[str, ...], rooms: tuple[str, ...], tmp_path: Path
+) -> None:
     shutil.copytree(ROOT / "rerank_plugins", tmp_path / "rerank_plugins")
-    shutil.copytree(ROOT / "tests" / "core", tmp_path / "tests" / "core")
-    for name in ("tests/conftest.py", "pyproject.toml"):
-        shutil.copy(ROOT / name, tmp_path / name)
-    for room in ROOMS:
+    shutil.copytree(ROOT / "tests", tmp_path / "tests")
+    shutil.copytree(ROOT / "examples", tmp_path / "examples")
+    shutil.copy(ROOT / "pyproject.toml", tmp_path)
+    for room in rooms:
         gone = tmp_path / "rerank_plugins" / room
         if gone.is_dir():
             shutil.rmtree(gone)
@@ -39,7 +56,7 @@ def test_the_engines_tests_pass_without_the_other_rooms(tmp_path: Path) -> None:
             gone.unlink()
 
     answer = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "tests/core"],
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests],
         cwd=tmp_path,
         env=os.environ | {"PYTHONPATH": str(tmp_path)},
         capture_output=True,

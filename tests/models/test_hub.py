@@ -74,7 +74,7 @@ def test_the_version_is_the_commit(online: dict[str, Any]) -> None:
 
 def test_a_downloaded_model_scores(online: dict[str, Any], tmp_path: Path) -> None:
     from rerank_plugins.config import RerankConfig
-    from rerank_plugins.scorers.onnx import OnnxScorer
+    from rerank_plugins.scorers.onnx.scorer import OnnxScorer
 
     scorer = OnnxScorer.open(RerankConfig(model=str(write_model(tmp_path))))
 

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from rerank_plugins.config import RerankConfig
-from rerank_plugins.scorers.onnx import OnnxScorer
+from rerank_plugins.scorers.onnx.scorer import OnnxScorer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
 
-    from rerank_plugins.scorers.onnx import OnnxScorer
+    from rerank_plugins.scorers.onnx.scorer import OnnxScorer
 
 KINDS: tuple[Kind, ...] = ("bert", "xlm-roberta", "roberta")
 QUERY = "the cat on a tree"

@@ -15,12 +15,14 @@ from rerank_plugins.errors import (
     MissingExtraError,
     ModelLoadError,
 )
-from rerank_plugins.scorers.onnx import OnnxScorer, choose_device
+from rerank_plugins.scorers.onnx.choices import choose_device
 from tests.tiny_models import MAX_TOKENS, Kind, make_graph, make_tokenizer, write_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from pathlib import Path
+
+    from rerank_plugins.scorers.onnx.scorer import OnnxScorer
 
 KINDS: tuple[Kind, ...] = ("bert", "xlm-roberta", "roberta")
 BOTH = ("CUDAExecutionProvider", "CPUExecutionProvider")
@@ -291,10 +293,10 @@ def test_the_pad_token_comes_from_the_settings(
     tmp_path: Path, open_model: Callable[..., OnnxScorer]
 ) -> None:
     write_model(tmp_path, "xlm-roberta")
-    assert open_model()._pad_id == 1
+    assert open_model().pad_id == 1
 
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"pad_token": {"content": "<s>"}}))
-    assert open_model()._pad_id == 0
+    assert open_model().pad_id == 0
 
     (tmp_path / "tokenizer_config.json").unlink()
-    assert open_model()._pad_id == 1
+    assert open_model().pad_id == 1

@@ -12,7 +12,7 @@ from rerank_plugins.config import Backend, Precision, RerankConfig
 from rerank_plugins.errors import MissingExtraError, ModelLoadError
 from rerank_plugins.models.weights import choose_onnx, choose_torch, wanted_precisions
 from rerank_plugins.scorers import open_scorer
-from rerank_plugins.scorers.onnx import OnnxScorer
+from rerank_plugins.scorers.onnx.scorer import OnnxScorer
 from rerank_plugins.scorers.selection import (
     backend_choice,
     choose_weights,

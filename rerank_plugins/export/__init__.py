@@ -1,0 +1,1 @@
+"""From PyTorch weights to ONNX files, each checked against torch on real text."""

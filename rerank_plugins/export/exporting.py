@@ -1,0 +1,257 @@
+"""One export: find, trace, convert, check each file against torch, and write what was found."""
+
+from __future__ import annotations
+
+import importlib
+import shutil
+import tempfile
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from rerank_plugins.config import Backend, RerankConfig
+from rerank_plugins.errors import InputError, MissingExtraError, ModelLoadError
+from rerank_plugins.export import conversions, graph, quantizing
+from rerank_plugins.export.drift import measure_drift
+from rerank_plugins.export.formats import (
+    DEFAULT_FORMATS,
+    FORMATS,
+    FP16,
+    FP32,
+    INT8,
+    INT8_DYNAMIC,
+    OPTIMIZED,
+)
+from rerank_plugins.export.record import PACKAGES, Exported, count_pairs, write_manifest
+from rerank_plugins.models.encoding import pad
+from rerank_plugins.models.files import find_model
+from rerank_plugins.models.hub import SETTINGS, TOKENIZER
+from rerank_plugins.models.manifest import EXACT, total_bytes
+from rerank_plugins.models.weights import choose_torch, external_data
+from rerank_plugins.scorers.onnx.scorer import OnnxScorer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
+    from numpy.typing import NDArray
+
+    from rerank_plugins.export.drift import Drift
+    from rerank_plugins.export.formats import Format
+    from rerank_plugins.export.graph import Feeds
+    from rerank_plugins.export.texts import CheckTexts, QueryGroup
+    from rerank_plugins.models.files import ModelFiles
+
+BATCH_PAIRS = 8
+"""Pairs of one query that torch scores at once; few, so that little is padded."""
+
+
+def export_model(
+    config: RerankConfig,
+    folder: Path,
+    texts: CheckTexts,
+    *,
+    formats: Sequence[Format] = DEFAULT_FORMATS,
+    force: bool = False,
+    say: Callable[[str], None],
+) -> list[Exported]:
+    """Export the PyTorch model of *config* to *folder*; *say* is told of each step.
+
+    A file that is no faithful copy is left out, and the manifest says why. Nothing in *folder*
+    changes until all files are written and checked.
+
+    Raises:
+        InputError: *folder* is not empty, and *force* is off.
+        MissingExtraError: a package of the extra ``export`` is not installed.
+        ModelLoadError: the model is not there, is no cross-encoder, or cannot be traced.
+    """
+    _require_packages()
+    _check_folder(folder, force=force)
+    files = find_model(
+        config.model,
+        choose=partial(choose_torch, allow_pickle=config.allow_pickle),
+        revision=config.revision,
+        local_files_only=config.local_files_only,
+        remote_code=config.trust_remote_code,
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder) as name:
+        unfinished = Path(name)
+        export = _Export(config, files, texts, unfinished, say)
+        done = export.run(formats)
+        write_manifest(unfinished, files, texts, done)
+        _replace(folder, unfinished)
+    return done
+
+
+class _Export:
+    """The steps of one export, in a folder of its own."""
+
+    def __init__(
+        self,
+        config: RerankConfig,
+        files: ModelFiles,
+        texts: CheckTexts,
+        folder: Path,
+        say: Callable[[str], None],
+    ) -> None:
+        self._config = config
+        self._files = files
+        self._texts = texts
+        self._folder = folder
+        self._say = say
+        self._fp32 = folder / FP32.file
+
+    def run(self, formats: Sequence[Format]) -> list[Exported]:
+        """Write and check *formats*; float32 is always made, for the others are made of it."""
+        self._copy_settings()
+        self._say(f"loading {self._files.name} in float32")
+        model = graph.load_reference(self._files, trust_remote_code=self._config.trust_remote_code)
+        names = graph.input_names(model, self._files)
+        self._say("tracing the graph")
+        graph.write_graph(model, names, self._fp32, name=self._files.name)
+        self._say(f"scoring {count_pairs(self._texts.check)} pairs with torch")
+        reference = self._reference(model, names)
+        # Several gigabytes for a large model, that the conversions can use.
+        del model
+        fp32 = self._check(FP32, reference)
+        if fp32.left_out is not None:
+            raise ModelLoadError(
+                self._files.name,
+                f"its ONNX graph does not give its logits ({fp32.left_out}); run its PyTorch "
+                'weights instead: backend="torch"',
+            )
+        done = [fp32] if FP32 in formats else []
+        for row in formats:
+            if row is not FP32:
+                self._say(f"making {row.file}")
+                self._make(row, names)
+                done.append(self._check(row, reference))
+        if FP32 not in formats:
+            self._remove(FP32)
+        return done
+
+    def _copy_settings(self) -> None:
+        for name in (TOKENIZER, *SETTINGS):
+            source = self._files.folder / name
+            if source.is_file():
+                shutil.copyfile(source, self._folder / name)
+
+    def _make(self, row: Format, names: Sequence[str]) -> None:
+        target = self._folder / row.file
+        if row is OPTIMIZED:
+            conversions.optimize(self._fp32, target)
+        elif row is FP16:
+            conversions.to_fp16(self._fp32, target)
+        elif row is INT8:
+            quantizing.to_static_int8(self._fp32, target, self._calibration(names))
+        elif row is INT8_DYNAMIC:
+            conversions.to_dynamic_int8(self._fp32, target)
+
+    def _check(self, row: Format, reference: Sequence[NDArray[np.float32]]) -> Exported:
+        """Score the check texts as a user would, and compare; a bad file is removed."""
+        self._say(f"checking {row.file}")
+        scorer = self._open(row)
+        try:
+            found = [
+                scorer.forward(scorer.encode(group.query, group.documents[i : i + BATCH_PAIRS]))
+                for group in self._texts.check
+                for i in range(0, len(group.documents), BATCH_PAIRS)
+            ]
+        finally:
+            scorer.close()
+        logits = _by_query(found, self._texts.check)
+        finite = all(np.isfinite(part).all() for part in logits)
+        drift = measure_drift(reference, logits) if finite else None
+        problem = _problem(row, drift)
+        size = total_bytes(self._folder / row.file)
+        if problem is not None:
+            self._remove(row)
+        return Exported(row, drift, size, problem)
+
+    def _reference(self, model: Any, names: Sequence[str]) -> list[NDArray[np.float32]]:  # noqa: ANN401
+        scorer = self._open(FP32)
+        try:
+            padding = scorer.pad_id
+            found = [
+                graph.reference_logits(
+                    model,
+                    scorer.encode(group.query, group.documents[i : i + BATCH_PAIRS]),
+                    names,
+                    pad_id=padding,
+                )
+                for group in self._texts.check
+                for i in range(0, len(group.documents), BATCH_PAIRS)
+            ]
+        finally:
+            scorer.close()
+        return _by_query(found, self._texts.check)
+
+    def _calibration(self, names: Sequence[str]) -> Iterator[Feeds]:
+        scorer = self._open(FP32)
+        try:
+            for group in self._texts.calibration:
+                for pair in scorer.encode(group.query, group.documents):
+                    batch = pad([pair], scorer.pad_id)
+                    yield {name: batch[name] for name in names}
+        finally:
+            scorer.close()
+
+    def _open(self, row: Format) -> OnnxScorer:
+        config = RerankConfig(
+            model=str(self._folder / row.file),
+            backend=Backend.ONNX,
+            device="cpu",
+            max_length=self._config.max_length,
+            truncation=self._config.truncation,
+            activation="logit",
+        )
+        return OnnxScorer.open(config)
+
+    def _remove(self, row: Format) -> None:
+        for path in self._folder.glob(f"{row.file}*"):
+            path.unlink()
+
+
+def _by_query(
+    batches: Sequence[NDArray[np.float32]], groups: Sequence[QueryGroup]
+) -> list[NDArray[np.float32]]:
+    ends = np.cumsum([len(group.documents) for group in groups])
+    return np.split(np.concatenate(batches), ends[:-1])
+
+
+def _problem(row: Format, drift: Drift | None) -> str | None:
+    """Return why a file is no copy of the model worth keeping, or None."""
+    if drift is None:
+        return "it gives logits that are not finite numbers"
+    if row.exact and drift.max > EXACT:
+        return f"a logit differs from torch by {drift.max:.2g}, allowed is {EXACT:g}"
+    return None
+
+
+def _require_packages() -> None:
+    for package in PACKAGES:
+        try:
+            importlib.import_module(package)
+        except ModuleNotFoundError:
+            raise MissingExtraError(
+                package=package, extra="export", needed_for="rerank-plugins export"
+            ) from None
+
+
+def _check_folder(folder: Path, *, force: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise InputError(f"{folder} is a file; name a folder to export to")
+    if folder.is_dir() and any(folder.iterdir()) and not force:
+        raise InputError(f"{folder} is not empty; name another folder, or pass --force")
+
+
+def _replace(folder: Path, unfinished: Path) -> None:
+    """Move the files to where they belong, in the place of those of an earlier export."""
+    beside = [path.name for path in folder.iterdir()]
+    for row in FORMATS:
+        for name in (row.file, *external_data(row.file, beside)):
+            (folder / name).unlink(missing_ok=True)
+    for path in sorted(unfinished.iterdir()):
+        path.replace(folder / path.name)

@@ -1,0 +1,82 @@
+"""What was exported, and how it is written down beside the files."""
+
+from __future__ import annotations
+
+import json
+import platform
+from dataclasses import asdict, dataclass
+from importlib.metadata import PackageNotFoundError, version
+from typing import TYPE_CHECKING
+
+from rerank_plugins.models.manifest import MANIFEST
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from rerank_plugins.export.drift import Drift
+    from rerank_plugins.export.formats import Format
+    from rerank_plugins.export.texts import CheckTexts, QueryGroup
+    from rerank_plugins.models.files import ModelFiles
+
+PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
+
+
+@dataclass(frozen=True, slots=True)
+class Exported:
+    """A file that was written, with its drift; or, where it was left out, why."""
+
+    format: Format
+    drift: Drift | None
+    bytes: int
+    left_out: str | None = None
+
+
+def write_manifest(
+    folder: Path, files: ModelFiles, texts: CheckTexts, done: Sequence[Exported]
+) -> None:
+    """Write the manifest of *done* into *folder*."""
+    manifest = {
+        "model": files.name,
+        "version": files.version,
+        "made_with": {
+            "python": platform.python_version(),
+            **{name: _version(name) for name in ("rerank-plugins", *PACKAGES)},
+        },
+        "texts": {
+            "source": texts.source,
+            "calibration_pairs": count_pairs(texts.calibration),
+            "check_pairs": count_pairs(texts.check),
+            "check_queries": len(texts.check),
+        },
+        "files": {item.format.file: _entry(item) for item in done if item.left_out is None},
+        "left_out": {item.format.file: item.left_out for item in done if item.left_out},
+    }
+    text = json.dumps(manifest, indent=2, allow_nan=False)
+    (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
+
+
+def _entry(item: Exported) -> dict[str, object]:
+    entry: dict[str, object] = {
+        "format": item.format.name,
+        "made_by": item.format.made_by,
+        "bytes": item.bytes,
+    }
+    if item.format.static_scales is not None:
+        entry["static_scales"] = item.format.static_scales
+    if item.drift is not None:
+        entry["drift"] = asdict(item.drift)
+    return entry
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    # onnxruntime also comes as onnxruntime-gpu.
+    except PackageNotFoundError:
+        return None
+
+
+def count_pairs(groups: Sequence[QueryGroup]) -> int:
+    """Return how many pairs the texts make."""
+    return sum(len(group.documents) for group in groups)
