@@ -15,11 +15,16 @@ import torch
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
+from rerank_plugins.scorers.torch.hardware import fast_bf16
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
 IMPLEMENTATION: Final = "rerank_plugins_packed"
 """The name under which transformers finds `packed_attention`. It builds no mask for it."""
+
+LONGEST_BY_PRODUCTS: Final = 1024
+"""Tokens in a pair: its attention weights are 16 MB in a layer of eight heads."""
 
 VARLEN_DTYPES: Final = frozenset({torch.float16, torch.bfloat16})
 VARLEN_LARGEST_HEAD: Final = 256
@@ -142,7 +147,8 @@ def attend_by_length(
     for group in row.groups:
         start, length = group.start, group.length
         wanted = (group.pair, 1) if first_only else (start, length)
-        answer = scaled_dot_product_attention(
+        attend = _attend_by_products if by_products(query, length) else scaled_dot_product_attention
+        answer = attend(
             _cut(query, wanted[0], group.count, wanted[1]),
             _cut(key, start, group.count, length),
             _cut(value, start, group.count, length),
@@ -153,6 +159,36 @@ def attend_by_length(
         place = attended[wanted[0] : end].view(group.count, wanted[1], heads, size)
         place.copy_(answer.transpose(1, 2))
     return attended
+
+
+def by_products(states: torch.Tensor, length: int) -> bool:
+    """Whether pairs of *length* tokens attend by two plain matrix products.
+
+    In bf16 on a CPU without AMX, torch's fused attention takes twice their time. Their weights fill
+    memory by the square of the length, so long pairs do not.
+    """
+    return (
+        states.device.type == "cpu"
+        and states.dtype is torch.bfloat16
+        and length <= LONGEST_BY_PRODUCTS
+        and fast_bf16() == "AVX512-BF16"
+    )
+
+
+def _attend_by_products(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    attn_mask: torch.Tensor | None,
+    scale: float | None,
+) -> torch.Tensor:
+    """Do what scaled_dot_product_attention does; all are (pairs, heads, length, size)."""
+    scale = query.shape[-1] ** -0.5 if scale is None else scale
+    weights = torch.matmul(query * scale, key.transpose(-1, -2))
+    if attn_mask is not None:
+        weights = weights.masked_fill(~attn_mask, -torch.inf)
+    return torch.matmul(weights.softmax(-1), value)
 
 
 def _cut(states: torch.Tensor, start: int, count: int, length: int) -> torch.Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from rerank_plugins.config import Precision
@@ -90,6 +91,7 @@ def choose_precision(
     return PrecisionChoice(Precision.FP32, f"half precision was not measured on {device.type}")
 
 
+@cache
 def fast_bf16() -> str | None:
     """Return the CPU's instructions for bf16 matrix products by name, or None."""
     import torch

@@ -24,21 +24,26 @@ TOLERANCE: Final = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 """How far the trial may be off, relative to values near 1."""
 
 
+GELUS: Final = ("none", "tanh")
+"""Kinds of GELU that can be fused, as `torch.nn.functional.gelu` names its approximations."""
+
+
 class PrepackedLinear(nn.Module):
-    """A linear layer, with an exact GELU after it if *with_gelu*."""
+    """A linear layer, with a *gelu* after it where one of `GELUS` is named."""
 
     def __init__(
-        self, weight: torch.Tensor, bias: torch.Tensor | None, *, with_gelu: bool = False
+        self, weight: torch.Tensor, bias: torch.Tensor | None, *, gelu: str | None = None
     ) -> None:
         super().__init__()
         self.weight: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS_EXPECTED)
         self.bias = bias
-        self._after = "gelu" if with_gelu else "none"
+        self.gelu = gelu
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Map (…, inputs) to (…, outputs)."""
+        after = "none" if self.gelu is None else "gelu"
         mapped: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            states, self.weight, self.bias, self._after, [], "none"
+            states, self.weight, self.bias, after, [], self.gelu or "none"
         )
         return mapped
 
@@ -58,24 +63,29 @@ def prepack(layers: list[nn.Module], family: Family | None) -> bool:
 
 
 def _fuse_gelu(layer: nn.Module, linear_path: str, gelu_path: str) -> None:
-    """Compute the GELU with the linear module before it, if it is the exact one."""
+    """Compute the GELU with the linear module before it, if it is one of `GELUS`."""
     before, activation = layer.get_submodule(linear_path), layer.get_submodule(gelu_path)
-    if type(before) is nn.Linear and _is_exact_gelu(activation):
-        layer.set_submodule(linear_path, _prepacked(before, with_gelu=True))
+    kind = _gelu_kind(activation)
+    if type(before) is nn.Linear and kind is not None:
+        layer.set_submodule(linear_path, _prepacked(before, gelu=kind))
         layer.set_submodule(gelu_path, nn.Identity())
 
 
-def _is_exact_gelu(activation: nn.Module) -> bool:
-    """Whether *activation* computes x·Φ(x) by the error function, and nothing approximate."""
+def _gelu_kind(activation: nn.Module) -> str | None:
+    """Return which of `GELUS` *activation* computes, by its values; None where it is another."""
     values = torch.linspace(-6, 6, 97)
     with torch.inference_mode():
-        return bool(torch.allclose(activation(values), gelu(values), rtol=0, atol=1e-7))
+        found = activation(values)
+        for kind in GELUS:
+            if torch.allclose(found, gelu(values, approximate=kind), rtol=0, atol=1e-6):
+                return kind
+    return None
 
 
-def _prepacked(module: nn.Linear, *, with_gelu: bool = False) -> PrepackedLinear:
+def _prepacked(module: nn.Linear, *, gelu: str | None = None) -> PrepackedLinear:
     bias: torch.Tensor | None = module.bias
     return PrepackedLinear(
-        module.weight.detach(), None if bias is None else bias.detach(), with_gelu=with_gelu
+        module.weight.detach(), None if bias is None else bias.detach(), gelu=gelu
     )
 
 
@@ -90,7 +100,7 @@ def _works(dtype: torch.dtype) -> bool:
     with torch.inference_mode():
         expected = gelu(linear(states.float(), weight.float(), bias.float()))
         try:
-            found = PrepackedLinear(weight, bias, with_gelu=True)(states)
+            found = PrepackedLinear(weight, bias, gelu="none")(states)
         # Missing names are AttributeError; what a build refuses is RuntimeError.
         except (AttributeError, RuntimeError):
             return False

@@ -128,10 +128,11 @@ def test_a_large_weight_is_read_in_pieces_to_the_same_numbers(
     assert found == pytest.approx(expected, rel=0, abs=1e-4)
 
 
+@pytest.mark.parametrize("kind", linear.GELUS)
 @pytest.mark.parametrize("rows", [1, 5, 2100])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_a_prepacked_layer_computes_what_torch_computes(
-    dtype: torch.dtype, bound: float, rows: int
+    dtype: torch.dtype, bound: float, rows: int, kind: str
 ) -> None:
     random = torch.Generator().manual_seed(1)
     weight = (torch.randn(96, 64, generator=random) / 8).to(dtype)
@@ -141,49 +142,48 @@ def test_a_prepacked_layer_computes_what_torch_computes(
 
     with torch.inference_mode():
         plain = linear.PrepackedLinear(weight, bias)(states)
-        with_gelu = linear.PrepackedLinear(weight, bias, with_gelu=True)(states)
+        with_gelu = linear.PrepackedLinear(weight, bias, gelu=kind)(states)
 
     assert plain.dtype is dtype
     assert (plain.float() - exact).abs().max() < bound
-    assert (with_gelu.float() - nn.functional.gelu(exact)).abs().max() < bound
+    expected = nn.functional.gelu(exact, approximate=kind)
+    assert (with_gelu.float() - expected).abs().max() < bound
 
 
-def prepacked(scorer: TorchScorer) -> dict[str, bool]:
-    """Return the prepacked modules of a scorer's model, and whether a GELU goes with each."""
+def prepacked(scorer: TorchScorer) -> dict[str, str | None]:
+    """Return the prepacked modules of a scorer's model, and which GELU goes with each."""
     modules = scorer._execution._model.named_modules()  # type: ignore[union-attr]
     return {
-        path: module._after == "gelu"
-        for path, module in modules
-        if isinstance(module, linear.PrepackedLinear)
+        path: module.gelu for path, module in modules if isinstance(module, linear.PrepackedLinear)
     }
 
 
 @pytest.mark.parametrize(
     ("name", "config", "gelus"),
     [
-        ("bert", {}, 3),
-        ("distilbert", {}, 3),
-        ("albert", {}, 1),
-        ("bert", {"hidden_act": "gelu_new"}, 0),
-        ("modernbert cls", {}, 0),
-        ("deberta-v2", {}, 0),
+        ("bert", {}, ["none"] * 3),
+        ("distilbert", {}, ["none"] * 3),
+        ("albert", {"hidden_act": "gelu_new"}, ["tanh"]),
+        ("bert", {"hidden_act": "quick_gelu"}, []),
+        ("bert", {"hidden_act": "relu"}, []),
+        ("modernbert cls", {}, []),
+        ("deberta-v2", {}, []),
     ],
 )
-def test_the_layers_are_prepacked_with_the_exact_gelu_alone(
+def test_the_layers_are_prepacked_with_the_gelu_that_follows(
     name: str,
     config: dict[str, str],
-    gelus: int,
+    gelus: list[str],
     tmp_path: Path,
     open_torch: Callable[..., TorchScorer],
 ) -> None:
-    """An approximate GELU is another function: it stays where it is."""
     write_torch_model(tmp_path, name, **config)
 
     found = prepacked(open_torch())
 
     assert found
     assert not any("classifier" in path or "pooler" in path for path in found)
-    assert sum(found.values()) == gelus
+    assert [kind for kind in found.values() if kind is not None] == gelus
 
 
 def test_layers_stay_as_they_are_where_torch_lacks_the_operators(
