@@ -1,4 +1,4 @@
-"""Architectures that run packed, one row each; any other model runs padded, from its own config."""
+"""Architectures whose layout is known, one row each; any other runs from its own config alone."""
 
 from __future__ import annotations
 
@@ -29,6 +29,9 @@ class Family:
     gelu: tuple[str, str] | None = None
     """In a layer, the linear module whose output goes to a GELU, and that GELU."""
 
+    packed: bool = True
+    """Whether attention goes through transformers' attention interface: then nothing is padded."""
+
     pooling: str | None = None
     """The setting of config.json that says ``cls`` where the head reads the first token alone, and
     ``mean`` where it reads all; None where it always reads the first."""
@@ -57,6 +60,13 @@ FAMILIES: Final = (
         gelu=("ffn", "activation"),
     ),
     Family(
+        # Both add a bias for relative positions to attention, in code of their own.
+        model_types=("deberta-v2", "mpnet"),
+        layers="encoder.layer",
+        gelu=("intermediate.dense", "intermediate.intermediate_act_fn"),
+        packed=False,
+    ),
+    Family(
         model_types=("modernbert",),
         layers="layers",
         head=("final_norm",),
@@ -66,7 +76,7 @@ FAMILIES: Final = (
 
 
 def family_of(config: Mapping[str, Any]) -> Family | None:
-    """Return the row of a model's config.json, or None where it has none and runs padded.
+    """Return the row of a model's config.json, or None where it has none.
 
     A decoder is none of these: its tokens see only those before them.
     """

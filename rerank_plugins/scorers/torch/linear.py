@@ -48,13 +48,13 @@ class PrepackedLinear(nn.Module):
         return mapped
 
 
-def prepack(layers: list[nn.Module], family: Family | None) -> bool:
+def prepack(layers: list[nn.Module], family: Family) -> bool:
     """Replace the linear modules in *layers* by prepacked ones; returns whether that was done."""
     weight = next((p for layer in layers for p in layer.parameters() if p.ndim == 2), None)
     if weight is None or weight.device.type != "cpu" or not _works(weight.dtype):
         return False
     for layer in layers:
-        if family is not None and family.gelu is not None:
+        if family.gelu is not None:
             _fuse_gelu(layer, *family.gelu)
         for path, module in list(layer.named_modules()):
             if type(module) is nn.Linear:

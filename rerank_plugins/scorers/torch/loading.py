@@ -76,19 +76,19 @@ def load_cross_encoder(
     model = load_model(files, dtype, trust_remote_code=trust_remote_code)
     segments = reads_segments(model, files)
     encoder = open_encoder(segments=segments)
-    family = family_of(files.config) if model._supports_attention_backend else None
+    # Code of a model's own may have another layout under a known name.
+    family = family_of(files.config) if type(model).__module__.startswith("transformers.") else None
     if dtype is not torch.float32:
         widen_head(model, family, files)
     torch.nn.Module.to(model, device)
-    if family is None:
-        prepack([model.base_model], None)
-        padding = pad_id(files, encoder.token_to_id)
-        return encoder, PaddedExecution(model, pad_id=padding, segments=segments)
-    prepack(find_layers(model, family), family)
-    execution = PackedExecution(
-        model, family, first_position=first_position(files), segments=segments
-    )
-    return encoder, execution
+    if family is not None:
+        prepack(find_layers(model, family), family)
+        if family.packed:
+            return encoder, PackedExecution(
+                model, family, first_position=first_position(files), segments=segments
+            )
+    padding = pad_id(files, encoder.token_to_id)
+    return encoder, PaddedExecution(model, pad_id=padding, segments=segments)
 
 
 def load_model(

@@ -44,7 +44,8 @@ class PackedExecution:
         self._last_call = 0
         self._last_window: int | None = None
         model.set_attn_implementation(IMPLEMENTATION)
-        for layer in find_layers(model, family):
+        self._layers = find_layers(model, family)
+        for layer in self._layers:
             _watch(layer, self._run_layer)
         self._learn_last_call()
 
@@ -57,6 +58,12 @@ class PackedExecution:
         restored = torch.empty_like(labels)
         restored[torch.tensor(order, device=self._device)] = labels
         return restored
+
+    def close(self) -> None:
+        """Let go of the model, which would else wait for the garbage collector."""
+        for layer in self._layers:
+            del layer.forward
+        self._model = None
 
     def _run_row(self, pairs: Sequence[TokenPair], row: PackedRow) -> torch.Tensor:
         inputs = {

@@ -27,6 +27,10 @@ class PaddedExecution:
         self._pad_id = pad_id
         self._names = ["input_ids", "attention_mask", *(["token_type_ids"] if segments else [])]
 
+    def close(self) -> None:
+        """Let go of the model."""
+        self._model = None
+
     def run(self, pairs: Sequence[TokenPair]) -> torch.Tensor:
         """Return (pairs, labels) float32 on the model's device."""
         batch = pad(pairs, self._pad_id)

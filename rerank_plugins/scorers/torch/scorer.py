@@ -128,8 +128,14 @@ class TorchScorer:
         return to_logits(self._run(pairs)) if pairs else np.empty(0, dtype=np.float32)
 
     def close(self) -> None:
-        """Let go of the model and its memory."""
-        self._execution = None
+        """Let go of the model, and give what it held back to the device."""
+        import torch
+
+        if self._execution is not None:
+            self._execution.close()
+            self._execution = None
+            if torch.cuda.is_available():
+                torch.cuda.empty_cache()
 
     def _run(self, pairs: Sequence[TokenPair]) -> NDArray[np.float32]:
         """Return (pairs, labels)."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import sys
+import weakref
 from typing import TYPE_CHECKING
 
 import pytest
@@ -167,7 +169,8 @@ def prepacked(scorer: TorchScorer) -> dict[str, str | None]:
         ("bert", {"hidden_act": "quick_gelu"}, []),
         ("bert", {"hidden_act": "relu"}, []),
         ("modernbert cls", {}, []),
-        ("deberta-v2", {}, []),
+        ("deberta-v2", {}, ["none"] * 3),
+        ("mpnet", {}, ["none"] * 3),
     ],
 )
 def test_the_layers_are_prepacked_with_the_gelu_that_follows(
@@ -201,6 +204,22 @@ def test_layers_stay_as_they_are_where_torch_lacks_the_operators(
     assert prepacked(scorer) == {}
     found = scorer.forward([scorer.encode(query, [text])[0] for query, text in pairs])
     assert found == pytest.approx(PaddedForward(tmp_path).logits(pairs), rel=0, abs=1e-4)
+
+
+@pytest.mark.parametrize("name", ["bert", "albert", "modernbert mean", "deberta-v2"])
+def test_a_closed_scorer_frees_its_model_at_once(
+    name: str, tmp_path: Path, open_torch: Callable[..., TorchScorer]
+) -> None:
+    write_torch_model(tmp_path, name)
+    scorer = open_torch()
+    model = weakref.ref(scorer._execution._model)  # type: ignore[union-attr]
+    gc.collect()
+    gc.disable()
+    try:
+        scorer.close()
+        assert model() is None
+    finally:
+        gc.enable()
 
 
 def test_opening_a_model_leaves_the_random_numbers_of_the_process_alone(
