@@ -117,6 +117,9 @@ def _sweep(entry: Entry, precision: str, requests: Sequence[Request], sweeps: in
             logits = logits or found
             times.append(took)
         seconds[size] = min(times)
+        if len(seconds) > 2 and min(seconds.values()) < min(list(seconds.values())[-2:]):
+            # Two sizes in a row were slower: larger ones pad more.
+            break
     fastest = min(seconds, key=seconds.__getitem__)
     say(f"{worker.name}: " + ", ".join(f"{s or 'own'}: {t:.2f} s" for s, t in seconds.items()))
     return Run(worker.name, precision, fastest, best=True, logits=logits)

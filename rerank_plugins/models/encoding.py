@@ -200,7 +200,9 @@ class PairEncoder:
     def identity(self) -> str:
         """What changes the ids of a pair, for a scorer's own identity."""
         template = blake2b(repr(self.template).encode(), digest_size=4).hexdigest()
-        return f"{self.truncation} at {self.max_length}, template {template}"
+        side = " from the left" if self._cut_left else ""
+        segments = "" if self._segments else " without segments"
+        return f"{self.truncation}{side} at {self.max_length}, template {template}{segments}"
 
     def token_to_id(self, token: str) -> int | None:
         """Return the id of a token of the vocabulary, or None where there is no such."""

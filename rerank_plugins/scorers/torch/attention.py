@@ -6,7 +6,9 @@ with the row as a keyword that its models pass through. No model's code is copie
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass, field
+from functools import cache
 from inspect import signature
 from itertools import accumulate, groupby
 from typing import TYPE_CHECKING, Any, Final
@@ -19,6 +21,8 @@ from rerank_plugins.scorers.torch.hardware import fast_bf16
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
+
+logger = logging.getLogger(__name__)
 
 IMPLEMENTATION: Final = "rerank_plugins_packed"
 """The name under which transformers finds `packed_attention`. It builds no mask for it."""
@@ -55,6 +59,7 @@ class PackedRow:
     lengths: Sequence[int]
     device: torch.device
     layer_calls: int = 0
+    attention_calls: int = 0
     window: int | None = None
     keys_only: bool = False
     kept: tuple[torch.Tensor, torch.Tensor] | None = None
@@ -106,6 +111,7 @@ def packed_attention(
     *sliding_window* counts the tokens that one may see to either side, itself included.
     """
     del module, attention_mask
+    packed_row.attention_calls += 1
     packed_row.window = sliding_window
     if packed_row.keys_only:
         packed_row.kept = key, value
@@ -211,13 +217,37 @@ def find_varlen(query: torch.Tensor) -> Callable[..., Any] | None:
         return None
     if query.shape[-1] % 8 or query.shape[-1] > VARLEN_LARGEST_HEAD:
         return None
+    return _working_varlen(query.device, query.dtype, query.shape[-1])
+
+
+@cache
+def _working_varlen(
+    device: torch.device, dtype: torch.dtype, size: int
+) -> Callable[..., Any] | None:
+    """Return varlen attention if it gives on *device* what one attention a length gives.
+
+    It needs torch 2.11 or later, built with FlashAttention, and a GPU of the Ampere generation or
+    later; the rest raise, each in its own way.
+    """
+    random = torch.Generator().manual_seed(0)
+    states = [torch.randn(1, 2, 24, size, generator=random) for _ in range(3)]
+    query, key, value = (part.to(device, dtype) for part in states)
+    row = PackedRow([9, 15], device)
     try:
         from torch.nn.attention.varlen import varlen_attn
-    except ImportError:
-        # Before torch 2.10.
+
+        for window in (None, 4):
+            found = attend_varlen(
+                varlen_attn, query, key, value, row, None, window, first_only=False
+            )
+            expected = attend_by_length(query, key, value, row, None, window, first_only=False)
+            torch.testing.assert_close(found, expected, rtol=0, atol=2e-2)
+    # Missing modules, arguments and kernels, and wrong numbers, all mean: not here.
+    except (ImportError, TypeError, RuntimeError, AssertionError) as exc:
+        logger.info("varlen attention is not used on %s in %s: %s", device, dtype, exc)
         return None
-    found: Callable[..., Any] = varlen_attn
-    return found
+    usable: Callable[..., Any] = varlen_attn
+    return usable
 
 
 def attend_varlen(

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     import torch
 
 
+TENSOR_CORES, BF16_CORES = 7, 8
+"""Compute capability from which a GPU is fast in fp16 (Volta), and in bf16 too (Ampere)."""
+
+
 class PrecisionChoice(NamedTuple):
     """The number format to compute in, and why."""
 
@@ -46,6 +50,8 @@ def choose_device(device: str) -> torch.device:
     """
     import torch
 
+    if device == "cpu":
+        return torch.device("cpu")
     cuda = torch.cuda.device_count() if torch.cuda.is_available() else 0
     mps = torch.backends.mps.is_available()
     if device == "auto":
@@ -80,15 +86,23 @@ def choose_precision(
     if asked is not Precision.AUTO:
         return PrecisionChoice(asked, "as set")
     if device.type == "cuda":
-        if saved is torch.bfloat16 and torch.cuda.is_bf16_supported(including_emulation=False):
-            return PrecisionChoice(Precision.BF16, "the checkpoint's own, and the GPU has it")
-        return PrecisionChoice(Precision.FP16, "GPUs compute fastest in half precision")
+        return _cuda_precision(torch.cuda.get_device_capability(device)[0], saved)
     if device.type == "cpu":
         fast = fast_bf16()
         if fast is not None:
             return PrecisionChoice(Precision.BF16, f"the CPU has {fast}")
         return PrecisionChoice(Precision.FP32, "the CPU has neither AMX nor AVX512-BF16")
     return PrecisionChoice(Precision.FP32, f"half precision was not measured on {device.type}")
+
+
+def _cuda_precision(capability: int, saved: torch.dtype | None) -> PrecisionChoice:
+    import torch
+
+    if capability < TENSOR_CORES:
+        return PrecisionChoice(Precision.FP32, "the GPU has no tensor cores")
+    if saved is torch.bfloat16 and capability >= BF16_CORES:
+        return PrecisionChoice(Precision.BF16, "the checkpoint's own, and the GPU has it")
+    return PrecisionChoice(Precision.FP16, "GPUs compute fastest in half precision")
 
 
 @cache

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import inspect
 import logging
-import threading
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from transformers import (
-    CONFIG_MAPPING,
     AutoConfig,
     AutoModelForSequenceClassification,
     PreTrainedModel,
 )
 from transformers import __version__ as transformers_version
+from transformers.models.auto.modeling_auto import (
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as KNOWN_KINDS,
+)
 
 from rerank_plugins.errors import ModelLoadError, first_line
 from rerank_plugins.models.families import family_of
@@ -26,13 +26,14 @@ from rerank_plugins.models.settings import (
     other_kind,
     pad_id,
 )
+from rerank_plugins.scorers.torch.building import BUILDING
+from rerank_plugins.scorers.torch.checkpoint import Weight, tensor_names
 from rerank_plugins.scorers.torch.linear import prepack
 from rerank_plugins.scorers.torch.packed import PackedExecution, find_layers
 from rerank_plugins.scorers.torch.padded import PaddedExecution
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from pathlib import Path
 
     from transformers import PretrainedConfig
 
@@ -40,23 +41,7 @@ if TYPE_CHECKING:
     from rerank_plugins.models.families import Family
     from rerank_plugins.models.files import ModelFiles
 
-PIECE_BYTES: Final = 64_000_000
-"""How much of a weight is read at a time: what loading takes beside the model itself."""
-
-# transformers changes the default device and number format of the process while it builds a model.
-_BUILDING = threading.Lock()
-
-_LOADING_ERRORS = (
-    OSError,
-    ValueError,
-    TypeError,
-    KeyError,
-    AttributeError,
-    ImportError,
-    RuntimeError,
-    SafetensorError,
-)
-"""What transformers, torch and safetensors raise on settings and weights that do not fit."""
+logger = logging.getLogger(__name__)
 
 
 def load_cross_encoder(
@@ -76,19 +61,51 @@ def load_cross_encoder(
     model = load_model(files, dtype, trust_remote_code=trust_remote_code)
     segments = reads_segments(model, files)
     encoder = open_encoder(segments=segments)
+    try:
+        return encoder, _prepare(model, files, encoder, device, segments=segments)
+    # What an architecture or a device does not take shows itself as anything.
+    except Exception as exc:
+        raise ModelLoadError(
+            files.name,
+            f"it cannot be made ready in {dtype} on {device}; another device or precision may do: "
+            f"{type(exc).__name__}: {first_line(exc)}",
+        ) from exc
+
+
+def _prepare(
+    model: PreTrainedModel,
+    files: ModelFiles,
+    encoder: PairEncoder,
+    device: torch.device,
+    *,
+    segments: bool,
+) -> PackedExecution | PaddedExecution:
+    """Move a loaded model to *device*, and choose how it runs there."""
     # Code of a model's own may have another layout under a known name.
     family = family_of(files.config) if type(model).__module__.startswith("transformers.") else None
-    if dtype is not torch.float32:
+    if model.dtype is not torch.float32:
         widen_head(model, family, files)
     torch.nn.Module.to(model, device)
     if family is not None:
         prepack(find_layers(model, family), family)
         if family.packed:
-            return encoder, PackedExecution(
+            execution = PackedExecution(
                 model, family, first_position=first_position(files), segments=segments
             )
-    padding = pad_id(files, encoder.token_to_id)
-    return encoder, PaddedExecution(model, pad_id=padding, segments=segments)
+            if execution.works:
+                return execution
+            execution.close()
+            logger.warning(
+                "%s: transformers %s does not pass attention through for %s; it runs padded",
+                files.name,
+                transformers_version,
+                files.config.get("model_type"),
+            )
+            model.set_attn_implementation("sdpa")
+    padding = model.config.pad_token_id
+    if padding is None:
+        padding = pad_id(files, encoder.token_to_id)
+    return PaddedExecution(model, pad_id=padding, segments=segments)
 
 
 def load_model(
@@ -105,12 +122,26 @@ def load_model(
             "its architecture is code in its own repository, which loading it would run. If you "
             "trust that code, set trust_remote_code=True, and revision to a commit you have read",
         )
+    if elsewhere := _code_elsewhere(files.config):
+        raise ModelLoadError(
+            files.name,
+            f"its code is in another repository, {elsewhere}, which revision does not pin. Read "
+            "it, copy its Python files beside config.json, and name them in auto_map without "
+            f"'{elsewhere}--'",
+        )
+    if "quantization_config" in files.config:
+        raise ModelLoadError(
+            files.name,
+            "its weights are quantised in a format of their own (quantization_config), which is "
+            "not supported; take the checkpoint that it was made from",
+        )
     try:
-        with _BUILDING:
+        with BUILDING:
             config = _read_config(files, trust_remote_code=trust_remote_code)
             with _silenced_report():
                 model, report = _build(files, config, dtype, trust_remote_code=trust_remote_code)
-    except _LOADING_ERRORS as exc:
+    # Settings and weights of strangers meet code of many hands: it raises anything.
+    except Exception as exc:
         kind = other_kind(files.config)
         what = f"it is {kind}, not a cross-encoder: " if kind else ""
         raise ModelLoadError(
@@ -124,12 +155,12 @@ def load_model(
 
 def widen_head(model: PreTrainedModel, family: Family | None, files: ModelFiles) -> None:
     """Let what runs after the last layer compute in float32, its weights as they were saved."""
-    saved = {name: path for path in files.weights for name in _tensor_names(path)}
+    saved = {name: path for path in files.weights for name in tensor_names(path)}
     for name, module in _head_modules(model, family):
         module.float()
         for part, parameter in module.named_parameters():
             if (path := saved.get(f"{name}.{part}")) is not None:
-                weight = _Weight(path, f"{name}.{part}", torch.float32)
+                weight = Weight(path, f"{name}.{part}", torch.float32)
                 parameter.data.copy_(weight[...])
         module.register_forward_pre_hook(_widen, with_kwargs=True)
 
@@ -157,13 +188,21 @@ def reads_segments(model: PreTrainedModel, files: ModelFiles) -> bool:
 
 
 def _is_known(config: Mapping[str, Any]) -> bool:
-    """Whether transformers has code of its own for this architecture."""
-    return config.get("model_type") in CONFIG_MAPPING
+    """Whether transformers has a classifier of its own for this architecture."""
+    return config.get("model_type") in KNOWN_KINDS
+
+
+def _code_elsewhere(config: Mapping[str, Any]) -> str | None:
+    """Return the other repository that ``auto_map`` names as the home of a model's code."""
+    if _is_known(config) or not needs_remote_code(config):
+        return None
+    named = (str(place).partition("--") for place in config["auto_map"].values())
+    return next((repository for repository, dashes, _ in named if dashes), None)
 
 
 def _read_config(files: ModelFiles, *, trust_remote_code: bool) -> PretrainedConfig:
     config: PretrainedConfig = AutoConfig.from_pretrained(
-        files.folder, trust_remote_code=trust_remote_code
+        files.folder, trust_remote_code=trust_remote_code, local_files_only=True
     )
     # A feed-forward in chunks gives the same numbers, but a packed row has no such chunks.
     config.chunk_size_feed_forward = 0
@@ -187,17 +226,16 @@ def _build(
     if needs_remote_code(files.config) and trust_remote_code:
         # Its own code may load in a way of its own.
         built = AutoModelForSequenceClassification.from_pretrained(
-            files.folder, trust_remote_code=True, **options
+            files.folder, trust_remote_code=True, local_files_only=True, **options
         )
         return built
     kind: Any
     with torch.device("meta"):
-        kind = type(AutoModelForSequenceClassification.from_config(config))
+        # Never None, for which transformers would ask on the terminal whether to run code.
+        kind = type(AutoModelForSequenceClassification.from_config(config, trust_remote_code=False))
     if any(path.suffix == ".safetensors" for path in files.weights):
         weights = {
-            name: _Weight(path, name, dtype)
-            for path in files.weights
-            for name in _tensor_names(path)
+            name: Weight(path, name, dtype) for path in files.weights for name in tensor_names(path)
         }
         built = kind.from_pretrained(None, state_dict=weights, **options)
     else:
@@ -213,11 +251,24 @@ def _check_fit(files: ModelFiles, report: Mapping[str, Any]) -> None:
             f"its weights do not fit its config.json: {name} is {tuple(found)} where "
             f"{tuple(wanted)} is wanted",
         )
+    if unused := sorted(name for name in report["unexpected_keys"] if ".layer" in name):
+        logger.warning(
+            "%s: its checkpoint holds %d weights that transformers' %s does not use, such as %s",
+            files.name,
+            len(unused),
+            files.config.get("model_type"),
+            unused[0],
+        )
     if missing := sorted(report["missing_keys"]):
         kind = other_kind(files.config)
         what = f"it is {kind}, not a cross-encoder" if kind else "its checkpoint is incomplete"
+        code = (
+            ". Its repository has code of its own for it, which trust_remote_code=True would run"
+            if needs_remote_code(files.config)
+            else ""
+        )
         raise ModelLoadError(
-            files.name, f"{what}: there are no weights for {', '.join(missing[:4])}"
+            files.name, f"{what}: there are no weights for {', '.join(missing[:4])}{code}"
         )
 
 
@@ -234,48 +285,6 @@ def _silenced_report() -> Iterator[None]:
         yield
     finally:
         reporter.removeFilter(is_other)
-
-
-class _Weight:
-    """A tensor in a safetensors file, read piece by piece when transformers asks for it.
-
-    transformers reads whole files into memory, or maps them, and converts afterwards: beside a
-    float32 checkpoint, a model in half precision took three times its own size.
-    """
-
-    def __init__(self, path: Path, name: str, dtype: torch.dtype) -> None:
-        self._path = path
-        self._name = name
-        self._dtype = dtype
-
-    def __getitem__(self, _: object) -> torch.Tensor:
-        """Return all of it: no part is ever asked for."""
-        with safe_open(self._path, framework="pt") as file:
-            view = file.get_slice(self._name)
-            shape = view.get_shape()
-            first = view[:1] if shape else view[...]
-        row_bytes = max(1, first.numel() * first.element_size())
-        dtype = self._dtype if first.dtype.is_floating_point else first.dtype
-        if not shape or row_bytes * shape[0] <= PIECE_BYTES:
-            with safe_open(self._path, framework="pt") as file:
-                # A copy: what is mapped stays in memory as long as one tensor of it.
-                tensor: torch.Tensor = file.get_tensor(self._name).to(dtype, copy=True)
-                return tensor
-        whole = torch.empty(shape, dtype=dtype)
-        step = max(1, PIECE_BYTES // row_bytes)
-        for start in range(0, shape[0], step):
-            end = min(start + step, shape[0])
-            # Opened for each piece: closing is what gives the mapped pages back.
-            with safe_open(self._path, framework="pt") as file:
-                whole[start:end] = file.get_slice(self._name)[start:end]
-        return whole
-
-
-def _tensor_names(path: Path) -> list[str]:
-    if path.suffix != ".safetensors":
-        return []
-    with safe_open(path, framework="pt") as file:
-        return list(file.keys())
 
 
 def _head_modules(

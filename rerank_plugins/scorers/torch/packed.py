@@ -28,7 +28,8 @@ if TYPE_CHECKING:
 class PackedExecution:
     """Runs a model of a known family over batches of any lengths.
 
-    ``first_position`` is the position id of a pair's first token.
+    ``first_position`` is the position id of a pair's first token. Where transformers does not hand
+    attention over (it cannot where its source files are missing), ``works`` is False.
     """
 
     padded = False
@@ -47,7 +48,7 @@ class PackedExecution:
         self._layers = find_layers(model, family)
         for layer in self._layers:
             _watch(layer, self._run_layer)
-        self._learn_last_call()
+        self.works = self._learn_last_call()
 
     def run(self, pairs: Sequence[TokenPair]) -> torch.Tensor:
         """Return (pairs, labels) float32 on the model's device."""
@@ -99,8 +100,11 @@ class PackedExecution:
         joined = np.concatenate(parts).astype(np.int64, copy=False)
         return torch.from_numpy(joined).unsqueeze(0).to(self._device)
 
-    def _learn_last_call(self) -> None:
-        """Count the calls of layers in one pass; a layer that is shared is called several times."""
+    def _learn_last_call(self) -> bool:
+        """Count the calls of layers in one pass; a layer that is shared is called several times.
+
+        Returns whether attention was called once for each, with the row.
+        """
         row = PackedRow([1], self._device)
         token = torch.zeros(1, 1, dtype=torch.long, device=self._device)
         with torch.inference_mode():
@@ -108,6 +112,7 @@ class PackedExecution:
         self._last_call = row.layer_calls
         # The window is that of the last layer, in which the first token alone would be elsewhere.
         self._last_window = row.window
+        return 0 < row.layer_calls == row.attention_calls
 
     def _run_layer(
         self,
@@ -117,7 +122,9 @@ class PackedExecution:
         **kwargs: Any,  # noqa: ANN401
     ) -> torch.Tensor:
         """Run one layer; the last one only for what the head reads, with a row for each pair."""
-        row: PackedRow = kwargs["packed_row"]
+        row: PackedRow | None = kwargs.get("packed_row")
+        if row is None:
+            return layer(states, *args, **kwargs)
         row.layer_calls += 1
         if row.layer_calls != self._last_call:
             return layer(states, *args, **kwargs)

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from rerank_plugins.models.encoding import pad
+from rerank_plugins.scorers.torch.building import BUILDING
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -35,5 +36,5 @@ class PaddedExecution:
         """Return (pairs, labels) float32 on the model's device."""
         batch = pad(pairs, self._pad_id)
         inputs = {name: torch.from_numpy(batch[name]).to(self._device) for name in self._names}
-        labels: torch.Tensor = self._model(**inputs).logits
+        labels: torch.Tensor = BUILDING.undisturbed(lambda: self._model(**inputs).logits)
         return labels.float()

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, Literal, Self
 
 import numpy as np
 
-from rerank_plugins.config import Activation, Backend
+from rerank_plugins.config import Activation, Backend, Precision
 from rerank_plugins.errors import ModelLoadError, ScoringError, first_line
 from rerank_plugins.models.files import find_model
 from rerank_plugins.models.settings import model_activation
@@ -37,6 +37,14 @@ if TYPE_CHECKING:
 
 BATCH_TOKENS: Final = {"cpu": 2048, "cuda": 32_768, "mps": 8192}
 """By kind of device: on a CPU, what still lies in its caches; on a GPU, enough to fill it."""
+
+
+SAME_LOGIT: Final = {Precision.FP32: 1e-3, Precision.FP16: 2e-2, Precision.BF16: 1e-1}
+"""How far a pair's logit may be from itself in other company, relative to its size: far more than
+rounding, less than what padding does that is read."""
+
+OUT_OF_MEMORY: Final = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED")
+"""What runtimes write in errors that have no class of their own."""
 
 
 class TorchScorer:
@@ -70,6 +78,7 @@ class TorchScorer:
         )
         self._execution: PackedExecution | PaddedExecution | None = execution
         self._encoder = encoder
+        self._same_logit = SAME_LOGIT[precision.precision]
 
     @classmethod
     def open(cls, config: RerankConfig, files: ModelFiles | None = None) -> Self:
@@ -112,7 +121,11 @@ class TorchScorer:
             precision=precision,
             choices=_choices(config, device, precision, encoder.max_length),
         )
-        scorer._check_head()
+        try:
+            scorer._check()
+        except BaseException:
+            scorer.close()
+            raise
         return scorer
 
     def encode(self, query: str, documents: Sequence[str]) -> list[TokenPair]:
@@ -157,12 +170,30 @@ class TorchScorer:
             ) from exc
         return labels
 
-    def _check_head(self) -> None:
+    def _check(self) -> None:
+        """Score two pairs, alone and together, to see that the model is a reranker.
+
+        Raises:
+            ModelLoadError: it is not, or a pair's logit depends on its batch.
+        """
+        pairs = self.encode("a query", ["and its document", "a longer document " * 5])
         try:
-            labels = self._run(self.encode("a query", ["and its document"]))
+            alone = [self._run([pair]) for pair in pairs]
+            check_head(self.name, alone[0].shape)
+            together = self._run(pairs)
         except ScoringError as exc:
             raise ModelLoadError(self.name, f"a trial run failed: {exc}") from exc
-        check_head(self.name, labels.shape)
+        if not np.isfinite(together).all():
+            raise ModelLoadError(
+                self.name, 'its logits are not finite; try precision="fp32", or "bf16" on a GPU'
+            )
+        apart = np.abs(together - np.concatenate(alone)).max()
+        if apart > self._same_logit * max(1.0, np.abs(together).max()):
+            raise ModelLoadError(
+                self.name,
+                f"the logit of a pair depends on the pairs beside it (by {apart:.3g}): its code "
+                "does not leave out the padding",
+            )
 
 
 def _choices(
@@ -182,5 +213,5 @@ def _choices(
 def _is_out_of_memory(exc: Exception) -> bool:
     import torch
 
-    # The CPU's allocator raises a plain RuntimeError.
-    return isinstance(exc, torch.OutOfMemoryError) or "allocate memory" in str(exc)
+    text = str(exc)
+    return isinstance(exc, torch.OutOfMemoryError) or any(sign in text for sign in OUT_OF_MEMORY)
