@@ -34,7 +34,8 @@ def varlen_attn(
     """
     assert return_aux is None
     assert not enable_gqa
-    assert seqused_k is block_table is num_splits is None
+    assert seqused_k is block_table is None
+    assert num_splits in {None, 1}
     assert cu_seq_k is not None
     for offsets, states, longest in ((cu_seq_q, query, max_q), (cu_seq_k, key, max_k)):
         assert offsets.dtype == torch.int32

@@ -241,7 +241,8 @@ def _working_varlen(
                 varlen_attn, query, key, value, row, None, window, first_only=False
             )
             expected = attend_by_length(query, key, value, row, None, window, first_only=False)
-            torch.testing.assert_close(found, expected, rtol=0, atol=2e-2)
+            # Wrong segments or windows are off by about 1, rounding by a hundredth.
+            torch.testing.assert_close(found, expected, rtol=0, atol=1e-1)
     # Missing modules, arguments and kernels, and wrong numbers, all mean: not here.
     except (ImportError, TypeError, RuntimeError, AssertionError) as exc:
         logger.info("varlen attention is not used on %s in %s: %s", device, dtype, exc)

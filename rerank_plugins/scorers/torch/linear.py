@@ -8,6 +8,8 @@ or give another result than `torch.nn.Linear`, layers stay as they are.
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -59,7 +61,18 @@ def prepack(layers: list[nn.Module], family: Family) -> bool:
         for path, module in list(layer.named_modules()):
             if type(module) is nn.Linear:
                 layer.set_submodule(path, _prepacked(module))
+        _return_memory()
     return True
+
+
+def _return_memory() -> None:
+    """Give the pages of replaced weights back to the system, where the C library can.
+
+    glibc keeps them, in holes that the next layer's reordered weights do not fit into.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
+    if trim is not None:
+        trim(0)
 
 
 def _fuse_gelu(layer: nn.Module, linear_path: str, gelu_path: str) -> None:

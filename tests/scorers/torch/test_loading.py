@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import AutoModelForSequenceClassification, XLNetConfig
 
 from rerank_plugins.errors import ModelLoadError
-from rerank_plugins.scorers.torch import linear, loading
+from rerank_plugins.scorers.torch import checkpoint, linear
+from tests.scorers.torch.conftest import open_exact
 from tests.tiny_torch import PaddedForward, make_pairs, write_torch_model
 
 if TYPE_CHECKING:
@@ -89,6 +91,89 @@ def test_code_that_transformers_has_itself_needs_no_trust(
     assert not list(tmp_path.rglob("was_run"))
 
 
+def test_code_in_another_repository_is_refused_even_where_trusted(
+    own_code: Path, open_torch: Callable[..., TorchScorer], tmp_path: Path
+) -> None:
+    """No revision would pin it."""
+    config = json.loads((own_code / "config.json").read_text())
+    config["auto_map"] = {name: f"acme/code--{place}" for name, place in config["auto_map"].items()}
+    (own_code / "config.json").write_text(json.dumps(config))
+
+    with pytest.raises(ModelLoadError, match="in another repository, acme/code"):
+        open_torch(model=str(own_code), trust_remote_code=True)
+    assert not list(tmp_path.rglob("was_run"))
+
+
+def test_a_model_whose_attention_is_not_handed_over_runs_padded(
+    tmp_path: Path,
+    open_torch: Callable[..., TorchScorer],
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """As transformers does where its source files are missing: each token would see every pair."""
+    write_torch_model(tmp_path)
+    pairs = make_pairs(30)
+    expected = PaddedForward(tmp_path).logits(pairs)
+    monkeypatch.setattr(
+        "transformers.PreTrainedModel.set_attn_implementation", lambda *_, **__: None
+    )
+
+    scorer = open_torch()
+
+    assert scorer.padded
+    assert "runs padded" in caplog.text
+    found = scorer.forward([scorer.encode(query, [text])[0] for query, text in pairs])
+    assert found == pytest.approx(expected, rel=0, abs=1e-4)
+
+
+def test_a_model_that_reads_its_padding_is_refused(tmp_path: Path) -> None:
+    """XLNet reads the last place of a row, which is padding in all rows but the longest."""
+    write_torch_model(tmp_path)
+    config = XLNetConfig(vocab_size=300, d_model=32, n_layer=2, n_head=4, d_inner=64, num_labels=1)
+    torch.manual_seed(0)
+    AutoModelForSequenceClassification.from_config(config).save_pretrained(tmp_path)
+
+    with pytest.raises(ModelLoadError, match="depends on the pairs beside it"):
+        open_exact(tmp_path)
+
+
+def test_logits_that_are_no_numbers_are_named_when_the_model_is_opened(
+    tmp_path: Path, open_torch: Callable[..., TorchScorer]
+) -> None:
+    write_torch_model(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    tensors["classifier.weight"] *= torch.inf
+    save_file(tensors, tmp_path / "model.safetensors", metadata={"format": "pt"})
+
+    with pytest.raises(ModelLoadError, match='not finite; try precision="fp32"'):
+        open_torch()
+
+
+def test_quantised_checkpoints_are_refused_by_name(
+    tmp_path: Path, open_torch: Callable[..., TorchScorer]
+) -> None:
+    write_torch_model(tmp_path, quantization_config={"quant_method": "gptq", "bits": 4})
+
+    with pytest.raises(ModelLoadError, match="quantization_config"):
+        open_torch()
+
+
+def test_weights_of_layers_that_are_not_used_are_said(
+    tmp_path: Path, open_torch: Callable[..., TorchScorer], caplog: pytest.LogCaptureFixture
+) -> None:
+    write_torch_model(tmp_path)
+    tensors = load_file(tmp_path / "model.safetensors")
+    extra = "bert.encoder.layer.0.attention.self.distance_embedding.weight"
+    save_file(
+        tensors | {extra: torch.zeros(3, 8)}, tmp_path / "model.safetensors", {"format": "pt"}
+    )
+
+    open_torch()
+
+    assert "does not use" in caplog.text
+    assert "distance_embedding" in caplog.text
+
+
 def test_the_head_of_a_half_precision_model_keeps_its_float32_weights(
     tmp_path: Path, open_torch: Callable[..., TorchScorer]
 ) -> None:
@@ -122,7 +207,7 @@ def test_a_large_weight_is_read_in_pieces_to_the_same_numbers(
     pairs = make_pairs(20)
     expected = PaddedForward(tmp_path).logits(pairs)
     # Seven rows of 32 numbers at a time: the last piece is shorter.
-    monkeypatch.setattr(loading, "PIECE_BYTES", 7 * 32 * 4)
+    monkeypatch.setattr(checkpoint, "PIECE_BYTES", 7 * 32 * 4)
 
     scorer = open_torch()
 
@@ -168,6 +253,7 @@ def prepacked(scorer: TorchScorer) -> dict[str, str | None]:
         ("albert", {"hidden_act": "gelu_new"}, ["tanh"]),
         ("bert", {"hidden_act": "quick_gelu"}, []),
         ("bert", {"hidden_act": "relu"}, []),
+        ("bert", {"hidden_act": "gelu_10"}, []),
         ("modernbert cls", {}, []),
         ("deberta-v2", {}, ["none"] * 3),
         ("mpnet", {}, ["none"] * 3),

@@ -80,11 +80,59 @@ def test_varlen_attention_is_told_the_window_of_local_layers_alone(
     ],
 )
 def test_varlen_attention_is_taken_where_it_runs(
-    device: str, dtype: torch.dtype, size: int, taken: bool
+    device: str,
+    dtype: torch.dtype,
+    size: int,
+    taken: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(attention, "_working_varlen", lambda *_: varlen_attn)
     query = SimpleNamespace(device=SimpleNamespace(type=device), dtype=dtype, shape=(1, 4, 9, size))
 
-    assert attention.find_varlen(query) is (varlen.varlen_attn if taken else None)  # type: ignore[arg-type]
+    assert attention.find_varlen(query) is (varlen_attn if taken else None)  # type: ignore[arg-type]
+
+
+def refuses(*_: Any, **__: Any) -> None:
+    raise RuntimeError("FlashAttention only supports Ampere GPUs or newer.")
+
+
+def older(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any) -> torch.Tensor:
+    """Take neither a scale nor a window, as torch 2.10 may."""
+    return query
+
+
+def wrong(query: torch.Tensor, *_: Any, **__: Any) -> torch.Tensor:
+    return torch.zeros_like(query)
+
+
+@pytest.mark.parametrize(
+    ("function", "usable"),
+    [(varlen_attn, True), (refuses, False), (older, False), (wrong, False)],
+)
+def test_varlen_attention_is_tried_before_it_is_used(
+    function: Callable[..., Any], usable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(varlen, "varlen_attn", function)
+
+    found = attention._working_varlen.__wrapped__(torch.device("cpu"), torch.bfloat16, 16)
+
+    assert (found is function) is usable
+
+
+def test_a_batch_does_not_decide_how_keys_are_split(
+    monkeypatch: pytest.MonkeyPatch, model_of: Callable[..., Any]
+) -> None:
+    """Torch would split by the longest pair, and a logit would move with its company."""
+    seen: list[int | None] = []
+
+    def noted(*args: Any, num_splits: int | None = None, **kwargs: Any) -> Any:
+        seen.append(num_splits)
+        return varlen_attn(*args, **kwargs)
+
+    monkeypatch.setattr(attention, "find_varlen", lambda query: noted)
+    model_of("bert").found([1, 2])
+
+    assert set(seen) == {1}
 
 
 @pytest.mark.gpu
