@@ -18,6 +18,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as KNOWN_KINDS,
 )
 
+from rerank_plugins.config import Backend
 from rerank_plugins.errors import ModelLoadError, first_line
 from rerank_plugins.models.families import family_of
 from rerank_plugins.models.settings import (
@@ -28,6 +29,7 @@ from rerank_plugins.models.settings import (
 )
 from rerank_plugins.scorers.torch.building import BUILDING
 from rerank_plugins.scorers.torch.checkpoint import Weight, tensor_names
+from rerank_plugins.scorers.torch.head import widen_head
 from rerank_plugins.scorers.torch.linear import prepack
 from rerank_plugins.scorers.torch.packed import PackedExecution, find_layers
 from rerank_plugins.scorers.torch.padded import PaddedExecution
@@ -38,7 +40,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
     from rerank_plugins.models.encoding import PairEncoder
-    from rerank_plugins.models.families import Family
     from rerank_plugins.models.files import ModelFiles
 
 logger = logging.getLogger(__name__)
@@ -140,6 +141,8 @@ def load_model(
             config = _read_config(files, trust_remote_code=trust_remote_code)
             with _silenced_report():
                 model, report = _build(files, config, dtype, trust_remote_code=trust_remote_code)
+    except ModelLoadError:
+        raise
     # Settings and weights of strangers meet code of many hands: it raises anything.
     except Exception as exc:
         kind = other_kind(files.config)
@@ -151,18 +154,6 @@ def load_model(
         ) from exc
     _check_fit(files, report)
     return model
-
-
-def widen_head(model: PreTrainedModel, family: Family | None, files: ModelFiles) -> None:
-    """Let what runs after the last layer compute in float32, its weights as they were saved."""
-    saved = {name: path for path in files.weights for name in tensor_names(path)}
-    for name, module in _head_modules(model, family):
-        module.float()
-        for part, parameter in module.named_parameters():
-            if (path := saved.get(f"{name}.{part}")) is not None:
-                weight = Weight(path, f"{name}.{part}", torch.float32)
-                parameter.data.copy_(weight[...])
-        module.register_forward_pre_hook(_widen, with_kwargs=True)
 
 
 def saved_dtype(files: ModelFiles) -> torch.dtype | None:
@@ -238,8 +229,12 @@ def _build(
             name: Weight(path, name, dtype) for path in files.weights for name in tensor_names(path)
         }
         built = kind.from_pretrained(None, state_dict=weights, **options)
+    elif files.backend is Backend.TORCH:
+        built = kind.from_pretrained(
+            files.folder, use_safetensors=False, local_files_only=True, **options
+        )
     else:
-        built = kind.from_pretrained(files.folder, use_safetensors=False, **options)
+        raise ModelLoadError(files.name, "these are not PyTorch weights, but an ONNX file")
     return built
 
 
@@ -285,32 +280,3 @@ def _silenced_report() -> Iterator[None]:
         yield
     finally:
         reporter.removeFilter(is_other)
-
-
-def _head_modules(
-    model: PreTrainedModel, family: Family | None
-) -> Iterator[tuple[str, torch.nn.Module]]:
-    """Give names and modules of what runs after the last layer, as far as that is known."""
-    prefix = model.base_model_prefix
-    if model.base_model is not model:
-        for name, module in model.named_children():
-            if module is not model.base_model:
-                yield name, module
-    for name in family.head if family is not None else ():
-        part = getattr(model.base_model, name, None)
-        if isinstance(part, torch.nn.Module):
-            yield f"{prefix}.{name}", part
-
-
-def _widen(
-    _: torch.nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    return (
-        tuple(_as_float32(value) for value in args),
-        {name: _as_float32(value) for name, value in kwargs.items()},
-    )
-
-
-def _as_float32(value: Any) -> Any:  # noqa: ANN401  a module's arguments
-    is_half = isinstance(value, torch.Tensor) and value.dtype.is_floating_point
-    return value.float() if is_half else value
