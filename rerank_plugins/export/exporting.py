@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import importlib
 import shutil
-import tempfile
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rerank_plugins.config import Backend, RerankConfig
-from rerank_plugins.errors import InputError, MissingExtraError, ModelLoadError
+from rerank_plugins.errors import MissingExtraError, ModelLoadError
 from rerank_plugins.export import conversions, graph, quantizing
 from rerank_plugins.export.drift import measure_drift
+from rerank_plugins.export.folder import unfinished_folder
 from rerank_plugins.export.formats import (
     DEFAULT_FORMATS,
-    FORMATS,
     FP16,
     FP32,
     INT8,
@@ -29,11 +27,12 @@ from rerank_plugins.models.encoding import pad
 from rerank_plugins.models.files import find_model
 from rerank_plugins.models.hub import SETTINGS, TOKENIZER
 from rerank_plugins.models.manifest import EXACT, total_bytes
-from rerank_plugins.models.weights import choose_torch, external_data
+from rerank_plugins.models.weights import choose_torch
 from rerank_plugins.scorers.onnx.scorer import OnnxScorer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -62,26 +61,23 @@ def export_model(
     changes until all files are written and checked.
 
     Raises:
-        InputError: *folder* is not empty, and *force* is off.
+        InputError: *folder* cannot be written to, is not empty and *force* is off, or holds
+            weights or settings that no export wrote.
         MissingExtraError: a package of the extra ``export`` is not installed.
-        ModelLoadError: the model is not there, is no cross-encoder, or cannot be traced.
+        ModelLoadError: the model is not there, is no cross-encoder, or cannot be traced; or its
+            files could not be written.
     """
     _require_packages()
-    _check_folder(folder, force=force)
-    files = find_model(
-        config.model,
-        choose=partial(choose_torch, allow_pickle=config.allow_pickle),
-        revision=config.revision,
-        local_files_only=config.local_files_only,
-        remote_code=config.trust_remote_code,
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder) as name:
-        unfinished = Path(name)
-        export = _Export(config, files, texts, unfinished, say)
-        done = export.run(formats)
+    with unfinished_folder(folder, config.model, force=force) as unfinished:
+        files = find_model(
+            config.model,
+            choose=partial(choose_torch, allow_pickle=config.allow_pickle),
+            revision=config.revision,
+            local_files_only=config.local_files_only,
+            remote_code=config.trust_remote_code,
+        )
+        done = _Export(config, files, texts, unfinished, say).run(formats)
         write_manifest(unfinished, files, texts, done)
-        _replace(folder, unfinished)
     return done
 
 
@@ -238,20 +234,3 @@ def _require_packages() -> None:
             raise MissingExtraError(
                 package=package, extra="export", needed_for="rerank-plugins export"
             ) from None
-
-
-def _check_folder(folder: Path, *, force: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; name a folder to export to")
-    if folder.is_dir() and any(folder.iterdir()) and not force:
-        raise InputError(f"{folder} is not empty; name another folder, or pass --force")
-
-
-def _replace(folder: Path, unfinished: Path) -> None:
-    """Move the files to where they belong, in the place of those of an earlier export."""
-    beside = [path.name for path in folder.iterdir()]
-    for row in FORMATS:
-        for name in (row.file, *external_data(row.file, beside)):
-            (folder / name).unlink(missing_ok=True)
-    for path in sorted(unfinished.iterdir()):
-        path.replace(folder / path.name)

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING
 
+from rerank_plugins.models.hub import SETTINGS, TOKENIZER
 from rerank_plugins.models.manifest import MANIFEST
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def write_manifest(
             "check_queries": len(texts.check),
         },
         "files": {item.format.file: _entry(item) for item in done if item.left_out is None},
+        "settings": sorted({TOKENIZER, *SETTINGS} & {path.name for path in folder.iterdir()}),
         "left_out": {item.format.file: item.left_out for item in done if item.left_out},
     }
     text = json.dumps(manifest, indent=2, allow_nan=False)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -15,6 +18,7 @@ from rerank_plugins.config import RerankConfig
 from rerank_plugins.errors import InputError, MissingExtraError, ModelLoadError
 from rerank_plugins.export import conversions, exporting, graph
 from rerank_plugins.export.exporting import export_model
+from rerank_plugins.export.folder import UNFINISHED, written
 from rerank_plugins.export.formats import FORMATS, FP16, FP32, INT8, INT8_DYNAMIC, OPTIMIZED
 from rerank_plugins.models.files import find_model
 from rerank_plugins.models.manifest import MANIFEST, read_manifest
@@ -25,7 +29,6 @@ from tests.tiny_models import WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from rerank_plugins.export.formats import Format
 
@@ -220,21 +223,96 @@ def test_logits_that_are_no_numbers_leave_a_file_out(
     assert not (tmp_path / "out" / FP16.file).exists()
 
 
-def test_a_folder_with_files_is_left_alone_unless_forced(
+def test_force_replaces_what_an_export_wrote_and_nothing_else(
     tmp_path: Path, checkpoint: Callable[..., RerankConfig]
 ) -> None:
     out = tmp_path / "out"
-    out.mkdir()
-    (out / "notes.txt").write_text("mine")
-    (out / INT8.file).write_text("of another model")
     config = checkpoint()
+    export_model(config, out, tiny_texts(), formats=(FP32, OPTIMIZED), say=silent)
+    (out / "notes.txt").write_text("mine")
+    (out / f"{UNFINISHED}old").mkdir()
+    (out / f"{UNFINISHED}old" / FP32.file).write_text("of a run that was killed")
 
-    with pytest.raises(InputError, match="--force"):
+    with pytest.raises(InputError, match=r"not empty.*--force"):
         export_model(config, out, tiny_texts(), say=silent)
     export_model(config, out, tiny_texts(), formats=(FP32,), force=True, say=silent)
 
-    assert (out / "notes.txt").read_text() == "mine"
-    assert not (out / INT8.file).exists()
+    assert {path.name for path in out.iterdir()} == {
+        *("notes.txt", "model.onnx", "rerank_export.json"),
+        *("config.json", "tokenizer.json", "tokenizer_config.json"),
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["model_int8.onnx", "model.onnx", "model.safetensors", "tokenizer.json", "config.json"]
+)
+def test_weights_and_settings_that_no_export_wrote_are_never_replaced(
+    tmp_path: Path, name: str
+) -> None:
+    """The manifest beside them lists other files."""
+    (tmp_path / name).write_text("of another model")
+    (tmp_path / MANIFEST).write_text('{"files": {"model_fp16.onnx": {}}, "settings": []}')
+
+    with pytest.raises(InputError, match=rf"{name}, which no export wrote"):
+        export_model(RerankConfig(model="m"), tmp_path, tiny_texts(), force=True, say=silent)
+
+    assert (tmp_path / name).read_text() == "of another model"
+
+
+def test_a_model_is_not_exported_over_itself(
+    tmp_path: Path, checkpoint: Callable[..., RerankConfig]
+) -> None:
+    config = checkpoint()
+    before = {path.name for path in Path(config.model).iterdir()}
+
+    with pytest.raises(InputError, match="folder of the model itself"):
+        export_model(config, Path(config.model), tiny_texts(), force=True, say=silent)
+
+    assert {path.name for path in Path(config.model).iterdir()} == before
+
+
+def test_a_manifest_names_no_file_outside_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "precious.onnx").write_text("mine")
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / MANIFEST).write_text('{"files": {"../precious.onnx": {}}, "settings": []}')
+
+    assert written(folder) == {MANIFEST}
+
+
+def dangling(path: Path) -> Path:
+    path.symlink_to(path.parent / "nowhere" / "at all")
+    return path
+
+
+def below_a_file(path: Path) -> Path:
+    path.write_text("a file")
+    return path / "below"
+
+
+@pytest.mark.parametrize("make", [dangling, below_a_file])
+def test_a_folder_that_cannot_be_made_is_told_before_a_model_is_looked_for(
+    tmp_path: Path, make: Callable[[Path], Path]
+) -> None:
+    folder = make(tmp_path / "out")
+
+    with pytest.raises(InputError, match="cannot be written to"):
+        export_model(RerankConfig(model="./absent"), folder, tiny_texts(), say=silent)
+
+
+def test_a_full_disk_is_told_without_the_name_of_a_file_that_is_gone(
+    tmp_path: Path, checkpoint: Callable[..., RerankConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: object, path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(graph, "save_graph", full)
+
+    with pytest.raises(ModelLoadError, match="No space left on device") as raised:
+        export_model(checkpoint(), tmp_path / "out", tiny_texts(), say=silent)
+
+    assert UNFINISHED not in str(raised.value)
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_three_labels_are_no_reranker(
