@@ -158,8 +158,6 @@ def _read(
     for path in (*weights, tokenizer):
         check_file(path, name)
     config, tokenizer_config, special_tokens = (_json(name, folder / file) for file in SETTINGS)
-    if remote_code:
-        check_code(folder, config, name)
     found = ModelFiles(
         name=name,
         version=version or "",
@@ -169,6 +167,8 @@ def _read(
         config=config,
         tokenizer_config=special_tokens | tokenizer_config,
     )
+    if remote_code and found.backend is Backend.TORCH:
+        check_code(folder, config, name)
     return (
         found
         if version
