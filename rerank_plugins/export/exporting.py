@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from rerank_plugins.config import Backend, RerankConfig
-from rerank_plugins.errors import MissingExtraError, ModelLoadError
+from rerank_plugins.errors import InputError, MissingExtraError, ModelLoadError
 from rerank_plugins.export import conversions, graph, quantizing
 from rerank_plugins.export.drift import measure_drift
 from rerank_plugins.export.folder import unfinished_folder
@@ -61,12 +61,17 @@ def export_model(
     changes until all files are written and checked.
 
     Raises:
-        InputError: *folder* cannot be written to, is not empty and *force* is off, or holds
-            weights or settings that no export wrote.
+        InputError: the model is an ONNX file; or *folder* cannot be written to, is not empty and *force* is
+            off, or holds weights or settings that no export wrote.
         MissingExtraError: a package of the extra ``export`` is not installed.
         ModelLoadError: the model is not there, is no cross-encoder, or cannot be traced; or its
             files could not be written.
     """
+    if config.model.endswith(".onnx"):
+        raise InputError(
+            f"model: {config.model!r} is an ONNX file already; name a folder with PyTorch weights, "
+            "or a model on the hub"
+        )
     _require_packages()
     with unfinished_folder(folder, config.model, force=force) as unfinished:
         files = find_model(
