@@ -61,8 +61,8 @@ def export_model(
     changes until all files are written and checked.
 
     Raises:
-        InputError: the model is an ONNX file; or *folder* cannot be written to, is not empty and *force* is
-            off, or holds weights or settings that no export wrote.
+        InputError: the model is an ONNX file; or *folder* cannot be written to, is not empty and
+            *force* is off, or holds weights or settings that no export wrote.
         MissingExtraError: a package of the extra ``export`` is not installed.
         ModelLoadError: the model is not there, is no cross-encoder, or cannot be traced; or its
             files could not be written.

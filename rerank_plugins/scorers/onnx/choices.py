@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,7 +22,7 @@ from rerank_plugins.scorers.selection import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from rerank_plugins.config import RerankConfig
     from rerank_plugins.models.files import ModelFiles
@@ -67,19 +66,28 @@ def _on_cuda(config: RerankConfig) -> bool:
 def files_here(config: RerankConfig) -> ChooseFiles:
     """Return what picks the ONNX file for this machine: by an export's manifest, then by name.
 
-    The manifest is read in a local folder; of a hub model, names are all that is known here.
+    The manifest is read in a local folder; of a hub model, names are all that is known here. Both
+    it and onnxruntime are left alone until there is an ONNX file to choose.
     """
-    records = {}
+
+    def choose(model: str, names: Collection[str]) -> Sequence[str]:
+        wanted = precisions_here(config)
+        return choose_onnx(model, names, wanted, _preferred(config) if MANIFEST in names else ())
+
+    return choose
+
+
+def _preferred(config: RerankConfig) -> tuple[str, ...]:
     folder = Path(config.model).expanduser()
-    if folder.is_dir():
-        records = read_manifest(folder, config.model)
-    preferred = preferred_files(
+    if not folder.is_dir():
+        return ()
+    records = read_manifest(folder, config.model)
+    return preferred_files(
         records,
         config.precision,
         cuda=_on_cuda(config),
         cpu_features=cpu_features(read_cpuinfo()) if records else (),
     )
-    return partial(choose_onnx, wanted=precisions_here(config), preferred=preferred)
 
 
 def settled_choices(
