@@ -160,8 +160,11 @@ class _Export:
                 for group in self._texts.check
                 for i in range(0, len(group.documents), BATCH_PAIRS)
             ]
+            checked_on = scorer.choices["device"].value
         finally:
             scorer.close()
+        if checked_on == "cpu" and row.on_cpu:
+            checked_on = f"cpu, {row.on_cpu}"
         logits = _by_query(found, self._texts.check)
         finite = all(np.isfinite(part).all() for part in logits)
         drift = measure_drift(reference, logits) if finite else None
@@ -169,7 +172,7 @@ class _Export:
         size = total_bytes(self._folder / row.file)
         if problem is not None:
             self._remove(row)
-        return Exported(row, drift, size, problem)
+        return Exported(row, drift, size, checked_on, problem)
 
     def _reference(self, model: Any, names: Sequence[str]) -> list[NDArray[np.float32]]:  # noqa: ANN401
         scorer = self._open(FP32)
@@ -203,7 +206,7 @@ class _Export:
         config = RerankConfig(
             model=str(self._folder / row.file),
             backend=Backend.ONNX,
-            device="cpu",
+            device=row.check_device,
             max_length=self._config.max_length,
             truncation=self._config.truncation,
             activation="logit",

@@ -25,11 +25,12 @@ PACKAGES = ("torch", "transformers", "onnx", "onnxscript", "onnxruntime")
 
 @dataclass(frozen=True, slots=True)
 class Exported:
-    """A file that was written, with its drift; or, where it was left out, why."""
+    """A file that was written, with its drift and where it was checked; or why it was left out."""
 
     format: Format
     drift: Drift | None
     bytes: int
+    checked_on: str
     left_out: str | None = None
 
 
@@ -63,6 +64,7 @@ def _entry(item: Exported) -> dict[str, object]:
         "format": item.format.name,
         "made_by": item.format.made_by,
         "bytes": item.bytes,
+        "checked_on": item.checked_on,
     }
     if item.format.static_scales is not None:
         entry["static_scales"] = item.format.static_scales
