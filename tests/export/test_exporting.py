@@ -103,6 +103,7 @@ def test_the_manifest_tells_the_drift_of_each_file(exported: Path) -> None:
     expected = torch_logits(RerankConfig(model=str(exported.parent / "source")))
 
     assert set(manifest["files"]) == {row.file for row in FORMATS}
+    assert manifest["model"] == "source"
     assert manifest["texts"]["calibration_pairs"] == manifest["texts"]["check_pairs"] == 28
     for name, entry in manifest["files"].items():
         drift = entry["drift"]

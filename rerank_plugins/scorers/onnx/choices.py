@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rerank_plugins.config import Backend, Precision
 from rerank_plugins.errors import ConfigError
-from rerank_plugins.models.manifest import MANIFEST, preferred_files, read_manifest
+from rerank_plugins.models.manifest import MANIFEST, is_unchanged, preferred_files, read_manifest
 from rerank_plugins.models.weights import USUAL_NAMES, choose_onnx, wanted_precisions
 from rerank_plugins.scorers.onnx.session import CUDA
 from rerank_plugins.scorers.processor import cpu_features, read_cpuinfo
@@ -82,11 +83,15 @@ def _preferred(config: RerankConfig) -> tuple[str, ...]:
     if not folder.is_dir():
         return ()
     records = read_manifest(folder, config.model)
-    return preferred_files(
+    found = preferred_files(
         records,
         config.precision,
         cuda=_on_cuda(config),
         cpu_features=cpu_features(read_cpuinfo()) if records else (),
+    )
+    # The first is the one that is taken; no other has to be read.
+    return tuple(
+        islice((n for n in found if n in records and is_unchanged(folder / n, records[n])), 1)
     )
 
 
