@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
     from rerank_plugins.export.formats import Format
+    from rerank_plugins.models.encoding import TokenPair
 
 QUERY = "the cat on a river"
 DOCUMENTS = [
@@ -262,6 +263,56 @@ def test_logits_that_are_no_numbers_leave_a_file_out(
     assert list(manifest["files"]) == [FP32.file]
     assert "not finite" in manifest["left_out"][FP16.file]
     assert not (tmp_path / "out" / FP16.file).exists()
+
+
+def test_every_format_has_what_makes_it() -> None:
+    assert {FP32, *exporting.MAKERS} == {*FORMATS}
+
+
+def test_what_onnxruntime_fails_at_is_left_out_and_an_export_of_nothing_fails(
+    tmp_path: Path, checkpoint: Callable[..., RerankConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object, target: Path) -> None:
+        target.write_bytes(b"half")
+        raise RuntimeError(f"no kernel for {target}")
+
+    monkeypatch.setattr(conversions, "to_fp16", fail)
+    out, config = tmp_path / "out", checkpoint()
+
+    with pytest.raises(
+        ModelLoadError, match=r"no file is worth keeping: model_fp16\.onnx"
+    ) as raised:
+        export_model(config, out, tiny_texts(), formats=(FP16,), say=silent)
+    assert not list(out.iterdir())
+    assert UNFINISHED not in str(raised.value)
+    export_model(config, out, tiny_texts(), formats=(FP32, FP16), say=silent)
+
+    left_out = json.loads((out / MANIFEST).read_text())["left_out"]
+    assert left_out == {
+        FP16.file: "it cannot be made or run (RuntimeError: no kernel for model_fp16.onnx)"
+    }
+    assert not (out / FP16.file).exists()
+
+
+def test_batches_are_bounded_in_tokens_and_texts_in_length(
+    tmp_path: Path, checkpoint: Callable[..., RerankConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a model of 8192 positions would otherwise fill all memory with attention."""
+    monkeypatch.setattr(exporting, "CHECKED_TOKENS", 40)
+    monkeypatch.setattr(exporting, "BATCH_TOKENS", 90)
+    real, shapes = graph.reference_logits, []
+
+    def watch(model: object, pairs: list[TokenPair], *rest: object, **more: int) -> np.ndarray:
+        shapes.append((len(pairs), max(pair.tokens for pair in pairs)))
+        return real(model, pairs, *rest, **more)
+
+    monkeypatch.setattr(graph, "reference_logits", watch)
+
+    export_model(checkpoint(), tmp_path / "out", tiny_texts(), formats=(FP32,), say=silent)
+
+    assert max(longest for _, longest in shapes) == 40
+    assert max(pairs * longest for pairs, longest in shapes) <= 90
+    assert max(pairs for pairs, _ in shapes) > 1
 
 
 def test_force_replaces_what_an_export_wrote_and_nothing_else(
