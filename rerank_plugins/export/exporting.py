@@ -30,6 +30,7 @@ from rerank_plugins.models.manifest import EXACT, total_bytes
 from rerank_plugins.models.settings import longest_pair
 from rerank_plugins.models.weights import choose_torch
 from rerank_plugins.scorers.onnx.scorer import OnnxScorer
+from rerank_plugins.scorers.runtime import import_onnxruntime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -267,6 +268,8 @@ def _problem(row: Format, drift: Drift | None) -> str | None:
 
 
 def _require_packages() -> None:
+    # Its extra is chosen by whoever installs it: onnx or onnx-gpu.
+    import_onnxruntime("rerank-plugins export")
     for package in PACKAGES:
         try:
             importlib.import_module(package)
