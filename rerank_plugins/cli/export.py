@@ -86,6 +86,7 @@ def _as_json(item: Exported) -> dict[str, object]:
     return {
         "format": item.format.name,
         "bytes": item.bytes,
+        "checked_on": item.checked_on,
         "drift": None if item.drift is None else asdict(item.drift),
         "left_out": item.left_out,
     }
@@ -104,6 +105,8 @@ def _print_table(done: Sequence[Exported], source: str) -> None:
     for item in done:
         if item.left_out is not None:
             print_note(f"left out: {item.format.file}: {item.left_out}")
+        elif item.checked_on != "cpu":
+            print_note(f"{item.format.file} was checked on {item.checked_on}")
     print_note(f"differences of logits from torch in float32, on {source}")
 
 

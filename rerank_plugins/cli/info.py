@@ -33,6 +33,8 @@ _OPTIONAL: Final = (
     (("torch",), "torch"),
     (("transformers",), "torch"),
     (("safetensors",), "torch"),
+    (("onnx",), "export"),
+    (("onnxscript",), "export"),
     (("langchain-core",), "langchain"),
     (("llama-index-core",), "llama-index"),
     (("bm25s",), "eval"),

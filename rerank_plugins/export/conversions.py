@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from rerank_plugins.export import graph
 from rerank_plugins.export.graph import save_graph, weight_products
+from rerank_plugins.export.positions import positions_of, restore
 from rerank_plugins.models.manifest import total_bytes
 from rerank_plugins.scorers.runtime import import_onnxruntime, session_options
 
@@ -48,15 +49,17 @@ def optimize(source: Path, target: Path) -> None:
 
 
 def to_fp16(source: Path, target: Path) -> None:
-    """Write the graph with weights and arithmetic in float16, the head and logits in float32."""
+    """Write the graph in float16; the head, logits and angles of positions stay in float32."""
     import onnx
 
     float16 = importlib.import_module("onnxruntime.transformers.float16")
     proto = onnx.load(str(source))
     head = [node.name for node in proto.graph.node if node.op_type == HEAD_OPERATOR]
+    positions = positions_of(proto, float16.DEFAULT_OP_BLOCK_LIST)
     half = float16.convert_float_to_float16(
         proto, keep_io_types=True, node_block_list=head, disable_shape_infer=True
     )
+    restore(half, positions)
     save_graph(half, target)
 
 

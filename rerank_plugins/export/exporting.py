@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import importlib
 import shutil
-import tempfile
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from rerank_plugins.config import Backend, RerankConfig
-from rerank_plugins.errors import InputError, MissingExtraError, ModelLoadError
+from rerank_plugins.errors import InputError, MissingExtraError, ModelLoadError, first_line
 from rerank_plugins.export import conversions, graph, quantizing
 from rerank_plugins.export.drift import measure_drift
+from rerank_plugins.export.folder import unfinished_folder
 from rerank_plugins.export.formats import (
     DEFAULT_FORMATS,
-    FORMATS,
     FP16,
     FP32,
     INT8,
@@ -29,11 +27,14 @@ from rerank_plugins.models.encoding import pad
 from rerank_plugins.models.files import find_model
 from rerank_plugins.models.hub import SETTINGS, TOKENIZER
 from rerank_plugins.models.manifest import EXACT, total_bytes
-from rerank_plugins.models.weights import choose_torch, external_data
+from rerank_plugins.models.settings import longest_pair
+from rerank_plugins.models.weights import choose_torch
 from rerank_plugins.scorers.onnx.scorer import OnnxScorer
+from rerank_plugins.scorers.runtime import import_onnxruntime
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from pathlib import Path
 
     from numpy.typing import NDArray
 
@@ -41,10 +42,24 @@ if TYPE_CHECKING:
     from rerank_plugins.export.formats import Format
     from rerank_plugins.export.graph import Feeds
     from rerank_plugins.export.texts import CheckTexts, QueryGroup
+    from rerank_plugins.models.encoding import TokenPair
     from rerank_plugins.models.files import ModelFiles
 
-BATCH_PAIRS = 8
-"""Pairs of one query that torch scores at once; few, so that little is padded."""
+CHECKED_TOKENS = 512
+"""Longest pair of calibration and check unless ``max_length`` is set: attention that is written out
+takes memory with the square of it, and all of a batch is kept in calibration.
+"""
+
+BATCH_TOKENS = 4096
+"""Tokens of one query's pairs that are scored at once, padding included."""
+
+MAKERS: dict[Format, Callable[[Path, Path, Callable[[], Iterator[Feeds]]], None]] = {
+    OPTIMIZED: lambda source, target, _: conversions.optimize(source, target),
+    INT8: lambda source, target, pairs: quantizing.to_static_int8(source, target, pairs()),
+    INT8_DYNAMIC: lambda source, target, _: conversions.to_dynamic_int8(source, target),
+    FP16: lambda source, target, _: conversions.to_fp16(source, target),
+}
+"""What makes each file of the float32 graph, and of the pairs of calibration where it needs any."""
 
 
 def export_model(
@@ -62,26 +77,28 @@ def export_model(
     changes until all files are written and checked.
 
     Raises:
-        InputError: *folder* is not empty, and *force* is off.
+        InputError: the model is an ONNX file; or *folder* cannot be written to, is not empty and
+            *force* is off, or holds weights or settings that no export wrote.
         MissingExtraError: a package of the extra ``export`` is not installed.
-        ModelLoadError: the model is not there, is no cross-encoder, or cannot be traced.
+        ModelLoadError: the model is not there, is no cross-encoder, or cannot be traced; or its
+            files could not be written.
     """
+    if config.model.endswith(".onnx"):
+        raise InputError(
+            f"model: {config.model!r} is an ONNX file already; name a folder with PyTorch weights, "
+            "or a model on the hub"
+        )
     _require_packages()
-    _check_folder(folder, force=force)
-    files = find_model(
-        config.model,
-        choose=partial(choose_torch, allow_pickle=config.allow_pickle),
-        revision=config.revision,
-        local_files_only=config.local_files_only,
-        remote_code=config.trust_remote_code,
-    )
-    folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".unfinished-", dir=folder) as name:
-        unfinished = Path(name)
-        export = _Export(config, files, texts, unfinished, say)
-        done = export.run(formats)
+    with unfinished_folder(folder, config.model, force=force) as unfinished:
+        files = find_model(
+            config.model,
+            choose=partial(choose_torch, allow_pickle=config.allow_pickle),
+            revision=config.revision,
+            local_files_only=config.local_files_only,
+            remote_code=config.trust_remote_code,
+        )
+        done = _Export(config, files, texts, unfinished, say).run(formats)
         write_manifest(unfinished, files, texts, done)
-        _replace(folder, unfinished)
     return done
 
 
@@ -102,6 +119,7 @@ class _Export:
         self._folder = folder
         self._say = say
         self._fp32 = folder / FP32.file
+        self._checked_tokens = min(CHECKED_TOKENS, longest_pair(files, None))
 
     def run(self, formats: Sequence[Format]) -> list[Exported]:
         """Write and check *formats*; float32 is always made, for the others are made of it."""
@@ -126,10 +144,12 @@ class _Export:
         for row in formats:
             if row is not FP32:
                 self._say(f"making {row.file}")
-                self._make(row, names)
-                done.append(self._check(row, reference))
+                done.append(self._convert(row, names, reference))
         if FP32 not in formats:
             self._remove(FP32)
+        if all(item.left_out for item in done):
+            reasons = "; ".join(f"{item.format.file}: {item.left_out}" for item in done)
+            raise ModelLoadError(self._files.name, f"no file is worth keeping: {reasons}")
         return done
 
     def _copy_settings(self) -> None:
@@ -138,29 +158,31 @@ class _Export:
             if source.is_file():
                 shutil.copyfile(source, self._folder / name)
 
-    def _make(self, row: Format, names: Sequence[str]) -> None:
-        target = self._folder / row.file
-        if row is OPTIMIZED:
-            conversions.optimize(self._fp32, target)
-        elif row is FP16:
-            conversions.to_fp16(self._fp32, target)
-        elif row is INT8:
-            quantizing.to_static_int8(self._fp32, target, self._calibration(names))
-        elif row is INT8_DYNAMIC:
-            conversions.to_dynamic_int8(self._fp32, target)
+    def _convert(
+        self, row: Format, names: Sequence[str], reference: Sequence[NDArray[np.float32]]
+    ) -> Exported:
+        try:
+            MAKERS[row](self._fp32, self._folder / row.file, partial(self._calibration, names))
+            return self._check(row, reference)
+        except OSError:
+            raise
+        # The other files do without this one.
+        except Exception as exc:  # noqa: BLE001  onnxruntime and its tools raise anything
+            self._remove(row)
+            reason = f"it cannot be made or run ({type(exc).__name__}: {first_line(exc)})"
+            return Exported(row, None, 0, "", self._without_folder(reason))
 
     def _check(self, row: Format, reference: Sequence[NDArray[np.float32]]) -> Exported:
         """Score the check texts as a user would, and compare; a bad file is removed."""
         self._say(f"checking {row.file}")
         scorer = self._open(row)
         try:
-            found = [
-                scorer.forward(scorer.encode(group.query, group.documents[i : i + BATCH_PAIRS]))
-                for group in self._texts.check
-                for i in range(0, len(group.documents), BATCH_PAIRS)
-            ]
+            found = [scorer.forward(batch) for batch in _batches(scorer, self._texts.check)]
+            checked_on = scorer.choices["device"].value
         finally:
             scorer.close()
+        if checked_on == "cpu" and row.on_cpu:
+            checked_on = f"cpu, {row.on_cpu}"
         logits = _by_query(found, self._texts.check)
         finite = all(np.isfinite(part).all() for part in logits)
         drift = measure_drift(reference, logits) if finite else None
@@ -168,21 +190,15 @@ class _Export:
         size = total_bytes(self._folder / row.file)
         if problem is not None:
             self._remove(row)
-        return Exported(row, drift, size, problem)
+        return Exported(row, drift, size, checked_on, problem)
 
     def _reference(self, model: Any, names: Sequence[str]) -> list[NDArray[np.float32]]:  # noqa: ANN401
         scorer = self._open(FP32)
         try:
             padding = scorer.pad_id
             found = [
-                graph.reference_logits(
-                    model,
-                    scorer.encode(group.query, group.documents[i : i + BATCH_PAIRS]),
-                    names,
-                    pad_id=padding,
-                )
-                for group in self._texts.check
-                for i in range(0, len(group.documents), BATCH_PAIRS)
+                graph.reference_logits(model, batch, names, pad_id=padding)
+                for batch in _batches(scorer, self._texts.check)
             ]
         finally:
             scorer.close()
@@ -202,16 +218,37 @@ class _Export:
         config = RerankConfig(
             model=str(self._folder / row.file),
             backend=Backend.ONNX,
-            device="cpu",
-            max_length=self._config.max_length,
+            device=row.check_device,
+            max_length=self._config.max_length or self._checked_tokens,
             truncation=self._config.truncation,
             activation="logit",
         )
-        return OnnxScorer.open(config)
+        try:
+            return OnnxScorer.open(config)
+        except ModelLoadError as exc:
+            reason = self._without_folder(exc.reason)
+            raise ModelLoadError(self._files.name, reason) from exc
+
+    def _without_folder(self, reason: str) -> str:
+        """Return a message that names no file by the folder that is gone when it is read."""
+        return reason.replace(f"{self._folder}/", "")
 
     def _remove(self, row: Format) -> None:
         for path in self._folder.glob(f"{row.file}*"):
             path.unlink()
+
+
+def _batches(scorer: OnnxScorer, groups: Sequence[QueryGroup]) -> Iterator[list[TokenPair]]:
+    """Encode each query with its documents, in batches of up to `BATCH_TOKENS`."""
+    for group in groups:
+        batch: list[TokenPair] = []
+        for pair in scorer.encode(group.query, group.documents):
+            longest = max(other.tokens for other in (pair, *batch))
+            if batch and longest * (len(batch) + 1) > BATCH_TOKENS:
+                yield batch
+                batch = []
+            batch.append(pair)
+        yield batch
 
 
 def _by_query(
@@ -231,6 +268,8 @@ def _problem(row: Format, drift: Drift | None) -> str | None:
 
 
 def _require_packages() -> None:
+    # Its extra is chosen by whoever installs it: onnx or onnx-gpu.
+    import_onnxruntime("rerank-plugins export")
     for package in PACKAGES:
         try:
             importlib.import_module(package)
@@ -238,20 +277,3 @@ def _require_packages() -> None:
             raise MissingExtraError(
                 package=package, extra="export", needed_for="rerank-plugins export"
             ) from None
-
-
-def _check_folder(folder: Path, *, force: bool) -> None:
-    if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder} is a file; name a folder to export to")
-    if folder.is_dir() and any(folder.iterdir()) and not force:
-        raise InputError(f"{folder} is not empty; name another folder, or pass --force")
-
-
-def _replace(folder: Path, unfinished: Path) -> None:
-    """Move the files to where they belong, in the place of those of an earlier export."""
-    beside = [path.name for path in folder.iterdir()]
-    for row in FORMATS:
-        for name in (row.file, *external_data(row.file, beside)):
-            (folder / name).unlink(missing_ok=True)
-    for path in sorted(unfinished.iterdir()):
-        path.replace(folder / path.name)

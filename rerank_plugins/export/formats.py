@@ -18,7 +18,8 @@ from rerank_plugins.models.manifest import (
 class Format:
     """A file that can be written: ``exact`` ones must give the logits of torch.
 
-    ``static_scales`` is None where activations are not rounded to integers.
+    ``static_scales`` is None where activations are not rounded to integers. ``check_device`` is the
+    setting ``device`` that the file is checked with; ``on_cpu`` adds what a check on the CPU means.
     """
 
     name: str
@@ -26,6 +27,8 @@ class Format:
     made_by: str
     exact: bool = False
     static_scales: bool | None = None
+    check_device: str = "cpu"
+    on_cpu: str = ""
 
 
 FP32 = Format(
@@ -58,7 +61,9 @@ INT8_DYNAMIC = Format(
 FP16 = Format(
     "fp16",
     FP16_FILE,
-    "onnxruntime float16 conversion; head and logits in float32",
+    "onnxruntime float16 conversion; head, logits and what depends on positions alone in float32",
+    check_device="auto",
+    on_cpu="which computes float16 in float32: weights were checked, arithmetic was not",
 )
 
 FORMATS = (FP32, OPTIMIZED, INT8, FP16, INT8_DYNAMIC)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import logging
 import warnings
 from contextlib import contextmanager
@@ -58,11 +57,9 @@ def load_reference(files: ModelFiles, *, trust_remote_code: bool = False) -> Any
 
 def input_names(model: Any, files: ModelFiles) -> tuple[str, ...]:  # noqa: ANN401  imported late
     """Return the inputs of the graph; segments only where the model tells two texts apart."""
-    accepted = inspect.signature(model.forward).parameters
-    kinds = getattr(model.config, "type_vocab_size", None) or 0
-    listed = files.tokenizer_config.get("model_input_names", INPUTS)
-    reads_segments = INPUTS[2] in accepted and kinds > 1 and INPUTS[2] in listed
-    return INPUTS if reads_segments else INPUTS[:2]
+    from rerank_plugins.scorers.torch.loading import reads_segments
+
+    return INPUTS if reads_segments(model, files) else INPUTS[:2]
 
 
 def reference_logits(

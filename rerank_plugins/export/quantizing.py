@@ -30,7 +30,7 @@ SMOOTHING = 0.7
 
 NOISIEST = 1e-3
 """Products whose rounding would add more than this share of the activations' own power stay in
-float32: a few hot channels would push all others into a handful of steps.
+float32: there a few values are far larger than what the others amount to (outlier tokens).
 """
 
 SMALLEST = 1e-9
@@ -87,9 +87,10 @@ def smoothing_scales(
 
 
 def noise(seen: ChannelRange, smoothing: NDArray[np.float32]) -> float:
-    """Return the power of the rounding error over that of the activations.
+    """Return the power of the rounding error over that of the activations, both smoothed.
 
-    An error is spread evenly over a step, so its power is step² / 12.
+    An error is spread evenly over a step, so its power is step² / 12. Powers are means over all
+    channels, so that a hot channel which dominates both hides what its step does to the others.
     """
     step, _ = _grid(seen, smoothing)
     return float(step**2 / 12 / max((seen.power / smoothing**2).mean(), SMALLEST))

@@ -7,7 +7,7 @@ import inspect
 import json
 import platform
 import random
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -30,6 +30,9 @@ SAMPLE_MODULES = tuple(_NAMES.split())
 SAMPLE_QUERIES = 48
 SAMPLE_DOCUMENTS = 6
 """Half of the queries calibrate, half check: 144 pairs each, enough that the ranges settle."""
+
+MOST_CALIBRATION = 500
+"""Pairs of a file that calibrate at most: the ranges have settled long before."""
 
 LONGEST_TEXT = 1500
 """Characters of a docstring that are kept: about as long as a chunk of retrieval."""
@@ -63,7 +66,8 @@ def read_pairs(path: Path) -> CheckTexts:
     """
     groups: dict[str, list[str]] = {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # Not splitlines(): JSON may hold U+2028 and others as they are.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as exc:
         raise InputError(f"--calibration: {path} cannot be read: {exc}") from exc
     for number, line in enumerate(lines, start=1):
@@ -75,13 +79,27 @@ def read_pairs(path: Path) -> CheckTexts:
             f"--calibration: {path} holds {len(groups)} queries; at least 2 are needed, one to "
             "calibrate and one to check"
         )
-    return _halves([QueryGroup(q, tuple(d)) for q, d in groups.items()], str(path.name))
+    found = _halves([QueryGroup(q, tuple(d)) for q, d in groups.items()], str(path.name))
+    return replace(found, calibration=_first(found.calibration, MOST_CALIBRATION))
+
+
+def _first(groups: Sequence[QueryGroup], pairs: int) -> tuple[QueryGroup, ...]:
+    """Return the groups up to that many pairs, the last of them cut."""
+    kept = []
+    for group in groups:
+        if pairs > 0:
+            kept.append(QueryGroup(group.query, group.documents[:pairs]))
+            pairs -= len(group.documents)
+    return tuple(kept)
 
 
 def _pair(line: str, where: str) -> tuple[str, str]:
     try:
         value = json.loads(line)
         query, document = value["query"], value["document"]
+        f"{query}{document}".encode()
+    except UnicodeEncodeError as exc:
+        raise InputError(f"--calibration: {where}: a text holds a lone surrogate") from exc
     except (ValueError, KeyError, TypeError, RecursionError):
         query = document = None
     if not (isinstance(query, str) and isinstance(document, str) and query.strip()):
@@ -119,7 +137,11 @@ def _halves(groups: Sequence[QueryGroup], source: str) -> CheckTexts:
 
 def _docstrings() -> Iterator[str]:
     for name in SAMPLE_MODULES:
-        module = importlib.import_module(name)
+        try:
+            module = importlib.import_module(name)
+        # Some builds of Python come without a part: sqlite3, say, or ssl.
+        except ImportError:
+            continue
         for thing in vars(module).values():
             if not (inspect.isclass(thing) or inspect.isroutine(thing)):
                 continue

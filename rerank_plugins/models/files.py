@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from dataclasses import dataclass, replace
@@ -12,11 +11,11 @@ from typing import TYPE_CHECKING, Any
 from rerank_plugins.config import Backend
 from rerank_plugins.errors import ConfigError, ModelLoadError
 from rerank_plugins.models.hub import SETTINGS, TOKENIZER, check_tokenizer, fetch
-from rerank_plugins.models.integrity import check_code, check_file, shards_of
+from rerank_plugins.models.integrity import check_code, check_file, digest, shards_of
 from rerank_plugins.models.weights import INDEX, external_data
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterable, Mapping, Sequence
+    from collections.abc import Collection, Mapping, Sequence
 
     from rerank_plugins.models.weights import ChooseFiles
 
@@ -158,8 +157,6 @@ def _read(
     for path in (*weights, tokenizer):
         check_file(path, name)
     config, tokenizer_config, special_tokens = (_json(name, folder / file) for file in SETTINGS)
-    if remote_code:
-        check_code(folder, config, name)
     found = ModelFiles(
         name=name,
         version=version or "",
@@ -169,10 +166,12 @@ def _read(
         config=config,
         tokenizer_config=special_tokens | tokenizer_config,
     )
+    if remote_code and found.backend is Backend.TORCH:
+        check_code(folder, config, name)
     return (
         found
         if version
-        else replace(found, version=_digest(_decisive(found, remote_code=remote_code)))
+        else replace(found, version=digest(_decisive(found, remote_code=remote_code)))
     )
 
 
@@ -198,15 +197,3 @@ def _decisive(files: ModelFiles, *, remote_code: bool) -> list[Path]:
         if remote_code:
             decisive += sorted(files.folder.glob("*.py"))
     return decisive
-
-
-def _digest(files: Iterable[Path]) -> str:
-    """Return a digest of what changes a logit; a file's size and date would miss a copy.
-
-    Reading costs about a second per gigabyte, once.
-    """
-    digest = hashlib.blake2b(digest_size=16)
-    for path in files:
-        with path.open("rb") as file:
-            digest.update(hashlib.file_digest(file, "blake2b").digest())
-    return digest.hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,6 +17,9 @@ logger = logging.getLogger(__name__)
 
 TOKENIZER = "tokenizer.json"
 SETTINGS = (SETTINGS_FILE, "tokenizer_config.json", "special_tokens_map.json")
+
+UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR})
+"""What the system says where the cache is full, or not ours to write to."""
 
 API_TIMEOUT_S = 10.0
 """Patience with the hub's listing of a model; a cached model is used where it does not answer."""
@@ -57,9 +61,13 @@ def fetch(
         if refusal is not None:
             raise ModelLoadError(model, refusal) from exc
         cause = f"the hub could not be reached ({type(exc).__name__}: {first_line(exc)})"
+        advice = None
+        if isinstance(exc, OSError) and exc.errno in UNWRITABLE:
+            cause = f"the hub's cache cannot be written to ({exc.strerror})"
+            advice = "Make room there, or name another folder in HF_HOME"
         if isinstance(exc, errors.OfflineModeIsEnabled):
             return _cached(model, revision, "HF_HUB_OFFLINE is set", exc)
-        found = _cached(model, revision, cause, exc)
+        found = _cached(model, revision, cause, exc, advice)
         logger.warning("%s: using the cached copy of %s", cause, model)
         return found
 
@@ -109,22 +117,27 @@ def _download(
 
 
 def _cached(
-    model: str, revision: str | None, cause: str, error: Exception | None = None
+    model: str,
+    revision: str | None,
+    cause: str,
+    error: Exception | None = None,
+    advice: str | None = None,
 ) -> tuple[Path, str]:
     """Return the folder of *model* in the hub's cache, without any request."""
     from huggingface_hub import errors, try_to_load_from_cache
 
+    advice = advice or _advice(model, revision)
     try:
         found = try_to_load_from_cache(model, TOKENIZER, revision=revision)
     except errors.HFValidationError as exc:
         raise ModelLoadError(model, _not_an_id(exc)) from exc
     if not isinstance(found, str):
         at = "" if revision is None else f" at revision {revision!r}"
-        reason = f"{cause}, and the cache does not hold it{at}. {_advice(model, revision)}"
+        reason = f"{cause}, and the cache does not hold it{at}. {advice}"
         raise ModelLoadError(model, reason) from error
     folder = Path(found).parent
     if not any(path.suffix in {".onnx", *PYTORCH} for path in folder.rglob("*")):
-        reason = f"{cause}, and the cache holds no weights of it. {_advice(model, revision)}"
+        reason = f"{cause}, and the cache holds no weights of it. {advice}"
         raise ModelLoadError(model, reason) from error
     return folder, folder.name
 

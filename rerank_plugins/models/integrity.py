@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import struct
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from rerank_plugins.errors import ModelLoadError
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Mapping
+    from collections.abc import Collection, Iterable, Mapping
 
 LFS_POINTER = b"version https://git-lfs.github.com/spec/"
 """What stands in place of a large file where git cloned a model without git-lfs."""
@@ -19,6 +20,18 @@ LENGTH = struct.Struct("<Q")
 
 LONGEST_HEADER = 100_000_000
 """In bytes, the limit of the safetensors library."""
+
+
+def digest(files: Iterable[Path]) -> str:
+    """Return a digest of the content of *files*; a size and a date would miss a copy.
+
+    Reading costs about a second per gigabyte.
+    """
+    found = hashlib.blake2b(digest_size=16)
+    for path in files:
+        with path.open("rb") as file:
+            found.update(hashlib.file_digest(file, "blake2b").digest())
+    return found.hexdigest()
 
 
 def check_file(path: Path, name: str) -> None:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rerank_plugins.config import Precision
 from rerank_plugins.errors import ModelLoadError
+from rerank_plugins.models.integrity import digest
+from rerank_plugins.models.weights import external_data
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping
@@ -36,12 +38,14 @@ BETTER_THAN_INT8 = frozenset({"avx512_bf16", "amx_bf16", "amx_int8"})
 class FileRecord:
     """One file of an export: ``drift`` is its largest difference from a logit of torch.
 
-    ``spearman`` is None where no query of the check had several documents.
+    ``spearman`` is None where no query of the check had several documents, ``digest`` is that of
+    the file and its external data.
     """
 
     drift: float
     spearman: float | None
     static_scales: bool
+    digest: str = ""
 
     @property
     def exact(self) -> bool:
@@ -57,7 +61,8 @@ class FileRecord:
 def read_manifest(folder: Path, model: str) -> dict[str, FileRecord]:
     """Return what the export in *folder* says of each file, {} where there was none.
 
-    A file that has another size than when it was checked is left out: nothing is known of it.
+    A file that has another size than when it was checked is left out: nothing is known of it. Who
+    takes a file because of its record compares the content too (`is_unchanged`).
 
     Raises:
         ModelLoadError: the manifest is broken.
@@ -70,7 +75,7 @@ def read_manifest(folder: Path, model: str) -> dict[str, FileRecord]:
         return {
             name: _record(found)
             for name, found in files.items()
-            if total_bytes(folder / name) == found["bytes"]
+            if (folder / name).is_file() and total_bytes(folder / name) == found["bytes"]
         }
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as exc:
         raise ModelLoadError(
@@ -78,9 +83,20 @@ def read_manifest(folder: Path, model: str) -> dict[str, FileRecord]:
         ) from exc
 
 
+def parts_of(onnx: Path) -> list[Path]:
+    """Return a graph and the files of its weights beside it."""
+    beside = external_data(onnx.name, [path.name for path in onnx.parent.iterdir()])
+    return [onnx, *map(onnx.parent.joinpath, beside)]
+
+
 def total_bytes(onnx: Path) -> int:
-    """Return the size of a graph and of the weights beside it; 0 where there is none."""
-    return sum(path.stat().st_size for path in onnx.parent.glob(f"{onnx.name}*"))
+    """Return the size of a graph and of the weights beside it."""
+    return sum(path.stat().st_size for path in parts_of(onnx))
+
+
+def is_unchanged(onnx: Path, record: FileRecord) -> bool:
+    """Whether a file is, byte for byte, the one that was checked."""
+    return digest(parts_of(onnx)) == record.digest
 
 
 def _record(found: Mapping[str, Any]) -> FileRecord:
@@ -89,6 +105,7 @@ def _record(found: Mapping[str, Any]) -> FileRecord:
         drift=float(found["drift"]["max"]),
         spearman=None if spearman is None else float(spearman),
         static_scales=found.get("static_scales") is True,
+        digest=str(found["digest"]),
     )
 
 

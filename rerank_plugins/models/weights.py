@@ -42,6 +42,9 @@ USUAL_NAMES: dict[Precision, tuple[str, ...]] = {
 sentence-transformers export them. Each is looked for beside config.json and in ``onnx/``.
 """
 
+ROUNDED = re.compile("int8|quant", re.IGNORECASE)
+"""Names of files in integers, whose logits may depend on the batch: none is taken by itself."""
+
 FOLDERS = ("", "onnx/")
 
 PYTORCH = (".bin", ".safetensors", ".pt", ".pth", ".ckpt")
@@ -78,7 +81,7 @@ def choose_onnx(
     """Return the ONNX file to take among *names*, and the files of its external data.
 
     Those *preferred* come before the usual names of what is *wanted*. A single ONNX file of an
-    unusual name is taken where no precision was asked for.
+    unusual name is taken where no precision was asked for, unless it speaks of integers.
 
     Raises:
         ModelLoadError: none fits; the message lists what was looked for and what is there.
@@ -90,7 +93,7 @@ def choose_onnx(
         if name in names:
             return (name, *external_data(name, names))
     there = sorted(name for name in names if name.endswith(".onnx"))
-    int8 = [name for name in there if PurePosixPath(name).name in USUAL_NAMES[Precision.INT8]]
+    int8 = [name for name in there if ROUNDED.search(PurePosixPath(name).name)]
     if len(wanted) > 1 and len(there) == 1 and not int8:
         return (there[0], *external_data(there[0], names))
     raise ModelLoadError(model, _missing(looked_for, there, int8, names, wanted))
@@ -174,9 +177,11 @@ def _missing(
     wanted: Sequence[Precision],
 ) -> str:
     if len(wanted) > 1 and int8:
+        usual = any(PurePosixPath(name).name in USUAL_NAMES[Precision.INT8] for name in int8)
+        ask = 'ask for them with precision="int8"' if usual else "pass the path of one as model"
         return (
             f"it has int8 ONNX files alone ({', '.join(int8)}), whose logits may depend on the "
-            'batch; ask for them with precision="int8"'
+            f"batch; {ask}"
         )
     looked = f"looked for {', '.join(looked_for) or f'none, since ONNX files hold no {wanted[0]}'}"
     if there:

@@ -6,7 +6,7 @@ import importlib
 import os
 from typing import TYPE_CHECKING, Any
 
-from rerank_plugins.errors import MissingExtraError
+from rerank_plugins.errors import MissingExtraError, ModelLoadError, first_line
 
 if TYPE_CHECKING:
     from types import ModuleType
@@ -17,6 +17,7 @@ def import_onnxruntime(needed_for: str) -> ModuleType:
 
     Raises:
         MissingExtraError: it is not installed.
+        ModelLoadError: it is installed, but cannot be imported.
     """
     try:
         return importlib.import_module("onnxruntime")
@@ -24,6 +25,13 @@ def import_onnxruntime(needed_for: str) -> ModuleType:
         raise MissingExtraError(
             package="onnxruntime", extra="onnx", needed_for=needed_for
         ) from None
+    except ImportError as exc:
+        raise ModelLoadError(
+            "onnxruntime",
+            f"{needed_for} needs this package, which is installed but cannot be imported: "
+            f"{first_line(exc)}. Install it anew: pip install --force-reinstall onnxruntime "
+            "(or onnxruntime-gpu, never both)",
+        ) from exc
 
 
 def session_options(ort: ModuleType) -> Any:  # noqa: ANN401  onnxruntime has no types

@@ -52,6 +52,7 @@ def test_a_folder_that_was_exported_can_be_reranked_with(
     ("arguments", "complaint"),
     [
         (["embedded", "out"], "needs no export"),
+        (["./m/model.onnx", "out"], "is an ONNX file already; name a folder with PyTorch weights"),
         (["model", "out", "--formats", "int4"], "--formats: known are"),
         (["model", "out", "--calibration", "absent.jsonl"], "absent.jsonl cannot be read"),
     ],

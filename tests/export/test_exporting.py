@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import random
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import onnx
+import onnxruntime as ort
 import pytest
 
 from rerank_plugins.config import RerankConfig
 from rerank_plugins.errors import InputError, MissingExtraError, ModelLoadError
 from rerank_plugins.export import conversions, exporting, graph
 from rerank_plugins.export.exporting import export_model
+from rerank_plugins.export.folder import UNFINISHED, written
 from rerank_plugins.export.formats import FORMATS, FP16, FP32, INT8, INT8_DYNAMIC, OPTIMIZED
 from rerank_plugins.models.files import find_model
 from rerank_plugins.models.manifest import MANIFEST, read_manifest
@@ -25,9 +30,9 @@ from tests.tiny_models import WORDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from pathlib import Path
 
     from rerank_plugins.export.formats import Format
+    from rerank_plugins.models.encoding import TokenPair
 
 QUERY = "the cat on a river"
 DOCUMENTS = [
@@ -99,6 +104,7 @@ def test_the_manifest_tells_the_drift_of_each_file(exported: Path) -> None:
     expected = torch_logits(RerankConfig(model=str(exported.parent / "source")))
 
     assert set(manifest["files"]) == {row.file for row in FORMATS}
+    assert manifest["model"] == "source"
     assert manifest["texts"]["calibration_pairs"] == manifest["texts"]["check_pairs"] == 28
     for name, entry in manifest["files"].items():
         drift = entry["drift"]
@@ -149,6 +155,45 @@ def test_the_head_of_fp16_is_float32(exported: Path) -> None:
 
     assert types["model.classifier.weight"] == onnx.TensorProto.FLOAT
     assert types["model.bert.embeddings.word_embeddings.weight"] == onnx.TensorProto.FLOAT16
+
+
+def test_a_check_of_fp16_on_the_cpu_does_not_pass_for_one_of_its_arithmetic(exported: Path) -> None:
+    files = json.loads((exported / MANIFEST).read_text())["files"]
+
+    assert files[INT8.file]["checked_on"] == "cpu"
+    if "CUDAExecutionProvider" in ort.get_available_providers():
+        assert files[FP16.file]["checked_on"].startswith("cuda:")
+    else:
+        assert "computes float16 in float32" in files[FP16.file]["checked_on"]
+
+
+def values_of(path: Path, operators: set[str]) -> list[np.ndarray]:
+    """Run a graph on one long pair and return what its *operators* give."""
+    proto = onnx.load(str(path))
+    names = [node.output[0] for node in proto.graph.node if node.op_type in operators]
+    for name in names:
+        proto.graph.output.append(onnx.helper.make_tensor_value_info(name, 1, None))
+    session = ort.InferenceSession(proto.SerializeToString(), providers=["CPUExecutionProvider"])
+    feeds = {value.name: np.ones((1, 61), np.int64) for value in session.get_inputs()}
+    return session.run(names, feeds)
+
+
+@pytest.mark.parametrize(
+    ("kind", "operators"), [("modernbert", {"Cos", "Sin"}), ("deberta-v2", {"Log"})]
+)
+def test_what_positions_decide_is_the_same_in_fp16(
+    kind: str, operators: set[str], tmp_path: Path, checkpoint: Callable[..., RerankConfig]
+) -> None:
+    """Not even rounded on the way: the angle of position 60 in float16 is off by up to 0.03."""
+    export_model(checkpoint(kind), tmp_path / "out", tiny_texts(), formats=(FP32, FP16), say=silent)
+
+    expected = values_of(tmp_path / "out" / FP32.file, operators)
+    found = values_of(tmp_path / "out" / FP16.file, operators)
+
+    assert expected
+    for values, half in zip(expected, found, strict=True):
+        assert half.dtype == np.float32
+        np.testing.assert_allclose(half, values, atol=1e-6)
 
 
 def test_the_optimised_graph_approximates_no_gelu(exported: Path) -> None:
@@ -220,21 +265,146 @@ def test_logits_that_are_no_numbers_leave_a_file_out(
     assert not (tmp_path / "out" / FP16.file).exists()
 
 
-def test_a_folder_with_files_is_left_alone_unless_forced(
+def test_every_format_has_what_makes_it() -> None:
+    assert {FP32, *exporting.MAKERS} == {*FORMATS}
+
+
+def test_what_onnxruntime_fails_at_is_left_out_and_an_export_of_nothing_fails(
+    tmp_path: Path, checkpoint: Callable[..., RerankConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(_: object, target: Path) -> None:
+        target.write_bytes(b"half")
+        raise RuntimeError(f"no kernel for {target}")
+
+    monkeypatch.setattr(conversions, "to_fp16", fail)
+    out, config = tmp_path / "out", checkpoint()
+
+    with pytest.raises(
+        ModelLoadError, match=r"no file is worth keeping: model_fp16\.onnx"
+    ) as raised:
+        export_model(config, out, tiny_texts(), formats=(FP16,), say=silent)
+    assert not list(out.iterdir())
+    assert UNFINISHED not in str(raised.value)
+    export_model(config, out, tiny_texts(), formats=(FP32, FP16), say=silent)
+
+    left_out = json.loads((out / MANIFEST).read_text())["left_out"]
+    assert left_out == {
+        FP16.file: "it cannot be made or run (RuntimeError: no kernel for model_fp16.onnx)"
+    }
+    assert not (out / FP16.file).exists()
+
+
+def test_batches_are_bounded_in_tokens_and_texts_in_length(
+    tmp_path: Path, checkpoint: Callable[..., RerankConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a model of 8192 positions would otherwise fill all memory with attention."""
+    monkeypatch.setattr(exporting, "CHECKED_TOKENS", 40)
+    monkeypatch.setattr(exporting, "BATCH_TOKENS", 90)
+    real, shapes = graph.reference_logits, []
+
+    def watch(model: object, pairs: list[TokenPair], *rest: object, **more: int) -> np.ndarray:
+        shapes.append((len(pairs), max(pair.tokens for pair in pairs)))
+        return real(model, pairs, *rest, **more)
+
+    monkeypatch.setattr(graph, "reference_logits", watch)
+
+    export_model(checkpoint(), tmp_path / "out", tiny_texts(), formats=(FP32,), say=silent)
+
+    assert max(longest for _, longest in shapes) == 40
+    assert max(pairs * longest for pairs, longest in shapes) <= 90
+    assert max(pairs for pairs, _ in shapes) > 1
+
+
+def test_force_replaces_what_an_export_wrote_and_nothing_else(
     tmp_path: Path, checkpoint: Callable[..., RerankConfig]
 ) -> None:
     out = tmp_path / "out"
-    out.mkdir()
-    (out / "notes.txt").write_text("mine")
-    (out / INT8.file).write_text("of another model")
     config = checkpoint()
+    export_model(config, out, tiny_texts(), formats=(FP32, OPTIMIZED), say=silent)
+    (out / "notes.txt").write_text("mine")
+    (out / f"{UNFINISHED}old").mkdir()
+    (out / f"{UNFINISHED}old" / FP32.file).write_text("of a run that was killed")
 
-    with pytest.raises(InputError, match="--force"):
+    with pytest.raises(InputError, match=r"not empty.*--force"):
         export_model(config, out, tiny_texts(), say=silent)
     export_model(config, out, tiny_texts(), formats=(FP32,), force=True, say=silent)
 
-    assert (out / "notes.txt").read_text() == "mine"
-    assert not (out / INT8.file).exists()
+    assert {path.name for path in out.iterdir()} == {
+        *("notes.txt", "model.onnx", "rerank_export.json"),
+        *("config.json", "tokenizer.json", "tokenizer_config.json"),
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["model_int8.onnx", "model.onnx", "model.safetensors", "tokenizer.json", "config.json"]
+)
+def test_weights_and_settings_that_no_export_wrote_are_never_replaced(
+    tmp_path: Path, name: str
+) -> None:
+    """The manifest beside them lists other files."""
+    (tmp_path / name).write_text("of another model")
+    (tmp_path / MANIFEST).write_text('{"files": {"model_fp16.onnx": {}}, "settings": []}')
+
+    with pytest.raises(InputError, match=rf"{name}, which no export wrote"):
+        export_model(RerankConfig(model="m"), tmp_path, tiny_texts(), force=True, say=silent)
+
+    assert (tmp_path / name).read_text() == "of another model"
+
+
+def test_a_model_is_not_exported_over_itself(
+    tmp_path: Path, checkpoint: Callable[..., RerankConfig]
+) -> None:
+    config = checkpoint()
+    before = {path.name for path in Path(config.model).iterdir()}
+
+    with pytest.raises(InputError, match="folder of the model itself"):
+        export_model(config, Path(config.model), tiny_texts(), force=True, say=silent)
+
+    assert {path.name for path in Path(config.model).iterdir()} == before
+
+
+def test_a_manifest_names_no_file_outside_its_folder(tmp_path: Path) -> None:
+    (tmp_path / "precious.onnx").write_text("mine")
+    folder = tmp_path / "out"
+    folder.mkdir()
+    (folder / MANIFEST).write_text('{"files": {"../precious.onnx": {}}, "settings": []}')
+
+    assert written(folder) == {MANIFEST}
+
+
+def dangling(path: Path) -> Path:
+    path.symlink_to(path.parent / "nowhere" / "at all")
+    return path
+
+
+def below_a_file(path: Path) -> Path:
+    path.write_text("a file")
+    return path / "below"
+
+
+@pytest.mark.parametrize("make", [dangling, below_a_file])
+def test_a_folder_that_cannot_be_made_is_told_before_a_model_is_looked_for(
+    tmp_path: Path, make: Callable[[Path], Path]
+) -> None:
+    folder = make(tmp_path / "out")
+
+    with pytest.raises(InputError, match="cannot be written to"):
+        export_model(RerankConfig(model="./absent"), folder, tiny_texts(), say=silent)
+
+
+def test_a_full_disk_is_told_without_the_name_of_a_file_that_is_gone(
+    tmp_path: Path, checkpoint: Callable[..., RerankConfig], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: object, path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+
+    monkeypatch.setattr(graph, "save_graph", full)
+
+    with pytest.raises(ModelLoadError, match="No space left on device") as raised:
+        export_model(checkpoint(), tmp_path / "out", tiny_texts(), say=silent)
+
+    assert UNFINISHED not in str(raised.value)
+    assert not list((tmp_path / "out").iterdir())
 
 
 def test_three_labels_are_no_reranker(

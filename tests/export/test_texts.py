@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING
 
 import pytest
@@ -49,9 +50,42 @@ def test_lines_of_one_query_belong_together(tmp_path: Path) -> None:
     assert found.source == "pairs.jsonl"
 
 
+def test_a_line_ends_where_json_lines_do_and_a_byte_order_mark_is_no_text(tmp_path: Path) -> None:
+    """U+2028 ends a line for str.splitlines, and stands in JSON as it is."""
+    path = tmp_path / "pairs.jsonl"
+    path.write_bytes(
+        '\ufeff{"query": "a", "document": "x\u2028y"}\r\n{"query": "b", "document": "2"}'.encode()
+    )
+
+    assert read_pairs(path).calibration[0].documents == ("x\u2028y",)
+
+
+def test_a_large_file_calibrates_by_its_first_pairs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(texts, "MOST_CALIBRATION", 5)
+    path = tmp_path / "pairs.jsonl"
+    rows = [{"query": q, "document": str(n)} for q in "abcdefgh" for n in range(3)]
+    path.write_text("\n".join(map(json.dumps, rows)))
+
+    found = read_pairs(path)
+
+    assert [group.documents for group in found.calibration] == [("0", "1", "2"), ("0", "1")]
+    assert sum(len(group.documents) for group in found.check) == 12
+
+
+def test_a_python_without_some_module_gives_the_texts_of_the_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(texts, "SAMPLE_MODULES", ("no_such_module", *texts.SAMPLE_MODULES))
+
+    assert sample_texts().check
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
+        ('{"query": "a", "document": "\\ud800"}\n', r"pairs.jsonl:1: .* lone surrogate"),
         ('{"query": "a", "document": "1"}\n{"query": "a"}\n', r"pairs.jsonl:2: expected"),
         ("[1]\n", r"pairs.jsonl:1: expected"),
         ("not json\n", r":1: expected .* got not json"),

@@ -58,6 +58,9 @@ def test_the_file_follows_from_precision_and_device(
     ("names", "precision", "expected"),
     [
         (["model_quantized.onnx"], "auto", r'int8.*model_quantized.onnx.*precision="int8"'),
+        (["model_int8_dynamic.onnx"], "auto", r"int8.*model_int8_dynamic.onnx.*pass the path"),
+        (["onnx/ranker_QUANT.onnx"], "auto", r"int8.*ranker_QUANT.onnx.*pass the path"),
+        (["model_int8_dynamic.onnx"], "int8", r"there are model_int8_dynamic.onnx.*pass the path"),
         (["a.onnx", "b.onnx"], "auto", r"there are a.onnx, b.onnx"),
         (["model.onnx"], "fp16", r"looked for model_fp16.onnx, .*there are model.onnx"),
         (["ranker.onnx"], "int8", r"there are ranker.onnx"),

@@ -5,11 +5,15 @@ The hub library reads HF_ENDPOINT and HF_HOME when it is imported, so each proce
 
 from __future__ import annotations
 
+import errno
 import shutil
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from rerank_plugins.errors import ModelLoadError
+from rerank_plugins.models import hub as hub_module
+from rerank_plugins.models.files import find_model
 from tests.loopback_hub import COMMIT, OLD_COMMIT, UNREACHABLE, ask, serve
 from tests.tiny_models import write_model
 
@@ -195,6 +199,20 @@ def test_an_unreachable_hub_leaves_the_cache(
     assert "the hub could not be reached (Connect" in missing["error"]
     assert "hf download acme/absent" in missing["error"]
     assert "the cache does not hold it at revision 'v7'" in other["error"]
+
+
+def test_a_full_disk_is_not_taken_for_a_missing_network(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device", str(tmp_path))
+
+    monkeypatch.setattr(hub_module, "_download", full)
+
+    with pytest.raises(ModelLoadError, match=r"cannot be written to \(No space.*HF_HOME") as raised:
+        find_model("acme/never-cached", choose=lambda _, __: ("model.onnx",))
+
+    assert "reached" not in str(raised.value)
 
 
 def test_a_hub_in_trouble_is_an_unreachable_hub(hub: tuple[str, list[str], Path]) -> None:

@@ -94,6 +94,15 @@ def test_a_pointer_in_place_of_an_onnx_file_is_seen_too(tmp_path: Path) -> None:
         find_model(str(tmp_path / "model.onnx"), choose=choose)
 
 
+def test_a_graph_is_complete_without_the_code_that_config_json_names(tmp_path: Path) -> None:
+    write_model(tmp_path, auto_map={"AutoModelForSequenceClassification": "modeling.New"})
+    choose = partial(choose_onnx, wanted=wanted_precisions(Precision.AUTO, cuda=False))
+
+    found = find_model(str(tmp_path), choose=choose, remote_code=True)
+
+    assert found.weights == (tmp_path / "model.onnx",)
+
+
 def test_the_weights_are_all_shards_in_order(tmp_path: Path) -> None:
     write_checkpoint(tmp_path, shards=3)
     (tmp_path / "model-00001-of-00002.safetensors").write_bytes(b"left over")

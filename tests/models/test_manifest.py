@@ -10,6 +10,7 @@ import pytest
 from rerank_plugins.config import Precision, RerankConfig
 from rerank_plugins.errors import ModelLoadError
 from rerank_plugins.models import manifest
+from rerank_plugins.models.integrity import digest
 from rerank_plugins.models.manifest import FileRecord, preferred_files, read_manifest
 from rerank_plugins.scorers.onnx import choices
 from rerank_plugins.scorers.onnx.scorer import OnnxScorer
@@ -97,7 +98,14 @@ def test_without_an_export_nothing_is_preferred(tmp_path: Path) -> None:
 
 def write_manifest(folder: Path, **sizes: int) -> None:
     drift = {"mean": 1e-6, "p99": 1e-6, "max": 1e-5, "spearman": 1.0, "top1_kept": 1.0}
-    files = {f"{name}.onnx": {"bytes": size, "drift": drift} for name, size in sizes.items()}
+    files = {
+        f"{name}.onnx": {
+            "bytes": size,
+            "digest": digest(path for path in [folder / f"{name}.onnx"] if path.is_file()),
+            "drift": drift,
+        }
+        for name, size in sizes.items()
+    }
     (folder / manifest.MANIFEST).write_text(json.dumps({"files": files}))
 
 
@@ -127,6 +135,17 @@ def test_the_scorer_takes_the_file_that_the_manifest_vouches_for(tmp_path: Path)
     write_manifest(tmp_path, model_optimized=(tmp_path / OPTIMIZED).stat().st_size)
 
     assert f" {OPTIMIZED} on" in OnnxScorer.open(model).identity
+
+
+def test_a_file_of_the_same_size_that_is_another_is_not_vouched_for(tmp_path: Path) -> None:
+    write_model(tmp_path, onnx_names=("model.onnx", OPTIMIZED))
+    path = tmp_path / OPTIMIZED
+    write_manifest(tmp_path, model_optimized=path.stat().st_size)
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+
+    opened = OnnxScorer.open(RerankConfig(model=str(tmp_path), device="cpu"))
+
+    assert " model.onnx on" in opened.identity
 
 
 def test_auto_opens_int8_by_the_manifest_and_says_why(

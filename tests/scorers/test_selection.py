@@ -10,7 +10,9 @@ import pytest
 
 from rerank_plugins.config import Backend, Precision, RerankConfig
 from rerank_plugins.errors import MissingExtraError, ModelLoadError
+from rerank_plugins.models.manifest import MANIFEST
 from rerank_plugins.models.weights import choose_onnx, choose_torch, wanted_precisions
+from rerank_plugins.scorers import _find_files as find_files
 from rerank_plugins.scorers import open_scorer
 from rerank_plugins.scorers.onnx.scorer import OnnxScorer
 from rerank_plugins.scorers.selection import (
@@ -19,7 +21,7 @@ from rerank_plugins.scorers.selection import (
     installed_backends,
     settled_backend,
 )
-from tests.tiny_models import write_model
+from tests.tiny_models import write_checkpoint, write_model
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -179,3 +181,39 @@ def test_a_forced_backend_takes_no_other_kind_of_file(tmp_path: Path) -> None:
 
     with pytest.raises(ModelLoadError, match="PyTorch weights but no ONNX file"):
         open_scorer(RerankConfig(model=str(tmp_path), backend="onnx"))
+
+
+@pytest.fixture
+def broken_onnxruntime(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where a library of the system is missing."""
+    package = tmp_path / "site" / "onnxruntime"
+    package.mkdir(parents=True)
+    (package / "__init__.py").write_text('raise ImportError("libstdc++.so.6: not found")')
+    monkeypatch.syspath_prepend(package.parent)
+    monkeypatch.delitem(sys.modules, "onnxruntime", raising=False)
+
+
+@pytest.mark.usefixtures("broken_onnxruntime")
+def test_pytorch_weights_are_taken_whatever_is_wrong_with_the_onnx_side(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    folder = tmp_path / "model"
+    folder.mkdir()
+    write_checkpoint(folder)
+    (folder / "model.onnx").write_bytes(b"")
+    (folder / MANIFEST).write_text("{")
+
+    assert find_files(RerankConfig(model=str(folder))).backend is Backend.TORCH
+
+
+@pytest.mark.usefixtures("broken_onnxruntime")
+def test_a_broken_onnxruntime_is_named_where_an_onnx_file_needs_it(tmp_path: Path) -> None:
+    write_model(tmp_path)
+
+    with pytest.raises(ModelLoadError, match=r"cannot be imported: libstdc.*--force-reinstall"):
+        open_scorer(RerankConfig(model=str(tmp_path)))
+
+
+@pytest.mark.parametrize("name", ["~nosuchuser/model", "m" * 5000])
+def test_a_name_that_no_file_can_have_is_told_in_words(name: str) -> None:
+    with pytest.raises(ModelLoadError, match=r"no such home folder|cannot be read"):
+        open_scorer(RerankConfig(model=name))

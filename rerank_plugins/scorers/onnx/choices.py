@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rerank_plugins.config import Backend, Precision
 from rerank_plugins.errors import ConfigError
-from rerank_plugins.models.manifest import MANIFEST, preferred_files, read_manifest
+from rerank_plugins.models.manifest import MANIFEST, is_unchanged, preferred_files, read_manifest
 from rerank_plugins.models.weights import USUAL_NAMES, choose_onnx, wanted_precisions
 from rerank_plugins.scorers.onnx.session import CUDA
 from rerank_plugins.scorers.processor import cpu_features, read_cpuinfo
@@ -23,7 +23,7 @@ from rerank_plugins.scorers.selection import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Collection, Sequence
 
     from rerank_plugins.config import RerankConfig
     from rerank_plugins.models.files import ModelFiles
@@ -67,19 +67,32 @@ def _on_cuda(config: RerankConfig) -> bool:
 def files_here(config: RerankConfig) -> ChooseFiles:
     """Return what picks the ONNX file for this machine: by an export's manifest, then by name.
 
-    The manifest is read in a local folder; of a hub model, names are all that is known here.
+    The manifest is read in a local folder; of a hub model, names are all that is known here. Both
+    it and onnxruntime are left alone until there is an ONNX file to choose.
     """
-    records = {}
+
+    def choose(model: str, names: Collection[str]) -> Sequence[str]:
+        wanted = precisions_here(config)
+        return choose_onnx(model, names, wanted, _preferred(config) if MANIFEST in names else ())
+
+    return choose
+
+
+def _preferred(config: RerankConfig) -> tuple[str, ...]:
     folder = Path(config.model).expanduser()
-    if folder.is_dir():
-        records = read_manifest(folder, config.model)
-    preferred = preferred_files(
+    if not folder.is_dir():
+        return ()
+    records = read_manifest(folder, config.model)
+    found = preferred_files(
         records,
         config.precision,
         cuda=_on_cuda(config),
         cpu_features=cpu_features(read_cpuinfo()) if records else (),
     )
-    return partial(choose_onnx, wanted=precisions_here(config), preferred=preferred)
+    # The first is the one that is taken; no other has to be read.
+    return tuple(
+        islice((n for n in found if n in records and is_unchanged(folder / n, records[n])), 1)
+    )
 
 
 def settled_choices(
