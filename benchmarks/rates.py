@@ -111,7 +111,7 @@ def _ways(states: Any, weight: Any, bias: Any) -> Iterator[Callable[[], object]]
     if states.device.type != "cpu" or not torch.backends.mkldnn.is_available():
         return
     try:
-        packed = torch.ops.mkldnn._reorder_linear_weight(weight.to_mkldnn(), states.shape[0])
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight, states.shape[0])
     # Private operators: where this torch has them not, or oneDNN not this type, one way is left.
     except (AttributeError, RuntimeError):
         return
