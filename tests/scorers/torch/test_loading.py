@@ -80,6 +80,20 @@ def test_code_of_a_models_own_is_not_run_unless_it_is_trusted(
     assert found == pytest.approx(PaddedForward(reference).logits(pairs), rel=0, abs=1e-4)
 
 
+def test_nobody_is_asked_on_the_terminal_whether_to_run_code(
+    own_code: Path, open_torch: Callable[..., TorchScorer], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As transformers does where it knows the kind of model, but no classifier of it."""
+    config = json.loads((own_code / "config.json").read_text()) | {"model_type": "clip_text_model"}
+    (own_code / "config.json").write_text(json.dumps(config))
+    asked: list[object] = []
+    monkeypatch.setattr("builtins.input", lambda *prompt: asked.append(prompt) or "y")
+
+    with pytest.raises(ModelLoadError, match="trust_remote_code=True, and revision"):
+        open_torch(model=str(own_code))
+    assert not asked
+
+
 def test_code_that_transformers_has_itself_needs_no_trust(
     own_code: Path, open_torch: Callable[..., TorchScorer], tmp_path: Path
 ) -> None:
@@ -298,12 +312,13 @@ def test_a_closed_scorer_frees_its_model_at_once(
 ) -> None:
     write_torch_model(tmp_path, name)
     scorer = open_torch()
-    model = weakref.ref(scorer._execution._model)  # type: ignore[union-attr]
+    # The layers too: they hold the weights.
+    modules = [weakref.ref(part) for part in scorer._execution._model.modules()]  # type: ignore[union-attr]
     gc.collect()
     gc.disable()
     try:
         scorer.close()
-        assert model() is None
+        assert not [module for module in modules if module() is not None]
     finally:
         gc.enable()
 
