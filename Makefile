@@ -8,7 +8,7 @@ ARGS ?=
 # One version for all tests and figures, installed first so that nothing else picks another.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test test-fast test-gpu bench bench-gpu lint types fix wheel-test clean
+.PHONY: demo test test-fast test-gpu bench bench-gpu lint types fix clean
 
 $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)

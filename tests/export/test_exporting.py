@@ -426,7 +426,7 @@ def test_what_cannot_be_traced_says_so(
         config = graph.load_reference(files).config
 
         def forward(self, input_ids: torch.Tensor, **_: object) -> torch.Tensor:
-            raise NotImplementedError("no graph of this")
+            raise RuntimeError("no graph of this")
 
     with pytest.raises(ModelLoadError, match="cannot trace it"):
         graph.write_graph(Untraceable(), graph.INPUTS, tmp_path / "m.onnx", name="m")

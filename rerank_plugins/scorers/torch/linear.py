@@ -50,11 +50,11 @@ class PrepackedLinear(nn.Module):
         return mapped
 
 
-def prepack(layers: list[nn.Module], family: Family) -> bool:
-    """Replace the linear modules in *layers* by prepacked ones; returns whether that was done."""
+def prepack(layers: list[nn.Module], family: Family) -> None:
+    """Replace the linear modules in *layers* by prepacked ones, where this machine has them."""
     weight = next((p for layer in layers for p in layer.parameters() if p.ndim == 2), None)
     if weight is None or weight.device.type != "cpu" or not _works(weight.dtype):
-        return False
+        return
     for layer in layers:
         if family.gelu is not None:
             _fuse_gelu(layer, *family.gelu)
@@ -62,7 +62,6 @@ def prepack(layers: list[nn.Module], family: Family) -> bool:
             if type(module) is nn.Linear:
                 layer.set_submodule(path, _prepacked(module))
         _return_memory()
-    return True
 
 
 def _return_memory() -> None:
