@@ -13,14 +13,14 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-    from rerank_plugins.models.families import Family
+    from rerank_plugins.models.layouts import Layout
     from rerank_plugins.models.files import ModelFiles
 
 
-def widen_head(model: PreTrainedModel, family: Family | None, files: ModelFiles) -> None:
+def widen_head(model: PreTrainedModel, layout: Layout | None, files: ModelFiles) -> None:
     """Let what runs after the last layer compute in float32, its weights as they were saved."""
     saved = {name: path for path in files.weights for name in tensor_names(path)}
-    for name, module in _head_modules(model, family):
+    for name, module in _head_modules(model, layout):
         module.float()
         for part, parameter in module.named_parameters():
             if (path := saved.get(f"{name}.{part}")) is not None:
@@ -30,7 +30,7 @@ def widen_head(model: PreTrainedModel, family: Family | None, files: ModelFiles)
 
 
 def _head_modules(
-    model: PreTrainedModel, family: Family | None
+    model: PreTrainedModel, layout: Layout | None
 ) -> Iterator[tuple[str, torch.nn.Module]]:
     """Give names and modules of what runs after the last layer, as far as that is known."""
     prefix = model.base_model_prefix
@@ -38,7 +38,7 @@ def _head_modules(
         for name, module in model.named_children():
             if module is not model.base_model:
                 yield name, module
-    for name in family.head if family is not None else ():
+    for name in layout.head if layout is not None else ():
         part = getattr(model.base_model, name, None)
         if isinstance(part, torch.nn.Module):
             yield f"{prefix}.{name}", part

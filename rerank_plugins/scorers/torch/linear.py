@@ -17,7 +17,7 @@ from torch import nn
 from torch.nn.functional import gelu, linear
 
 if TYPE_CHECKING:
-    from rerank_plugins.models.families import Family
+    from rerank_plugins.models.layouts import Layout
 
 ROWS_EXPECTED: Final = 2048
 """Rows that the order of the weights is chosen for; any number is computed."""
@@ -50,14 +50,14 @@ class PrepackedLinear(nn.Module):
         return mapped
 
 
-def prepack(layers: list[nn.Module], family: Family) -> None:
+def prepack(layers: list[nn.Module], layout: Layout) -> None:
     """Replace the linear modules in *layers* by prepacked ones, where this machine has them."""
     weight = next((p for layer in layers for p in layer.parameters() if p.ndim == 2), None)
     if weight is None or weight.device.type != "cpu" or not _works(weight.dtype):
         return
     for layer in layers:
-        if family.gelu is not None:
-            _fuse_gelu(layer, *family.gelu)
+        if layout.gelu is not None:
+            _fuse_gelu(layer, *layout.gelu)
         for path, module in list(layer.named_modules()):
             if type(module) is nn.Linear:
                 layer.set_submodule(path, _prepacked(module))

@@ -20,7 +20,7 @@ from transformers.models.auto.modeling_auto import (
 
 from rerank_plugins.config import Backend
 from rerank_plugins.errors import ModelLoadError, first_line
-from rerank_plugins.models.families import family_of
+from rerank_plugins.models.layouts import layout_of
 from rerank_plugins.models.settings import (
     first_position,
     needs_remote_code,
@@ -83,15 +83,15 @@ def _prepare(
 ) -> PackedExecution | PaddedExecution:
     """Move a loaded model to *device*, and choose how it runs there."""
     # Code of a model's own may have another layout under a known name.
-    family = family_of(files.config) if type(model).__module__.startswith("transformers.") else None
+    layout = layout_of(files.config) if type(model).__module__.startswith("transformers.") else None
     if model.dtype is not torch.float32:
-        widen_head(model, family, files)
+        widen_head(model, layout, files)
     torch.nn.Module.to(model, device)
-    if family is not None:
-        prepack(find_layers(model, family), family)
-        if family.packed:
+    if layout is not None:
+        prepack(find_layers(model, layout), layout)
+        if layout.packed:
             execution = PackedExecution(
-                model, family, first_position=first_position(files), segments=segments
+                model, layout, first_position=first_position(files), segments=segments
             )
             if execution.works:
                 return execution

@@ -22,11 +22,11 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
     from rerank_plugins.models.encoding import TokenPair
-    from rerank_plugins.models.families import Family
+    from rerank_plugins.models.layouts import Layout
 
 
 class PackedExecution:
-    """Runs a model of a known family over batches of any lengths.
+    """Runs a model of a known layout over batches of any lengths.
 
     ``first_position`` is the position id of a pair's first token. Where transformers does not hand
     attention over (it cannot where its source files are missing), ``works`` is False.
@@ -35,17 +35,17 @@ class PackedExecution:
     padded = False
 
     def __init__(
-        self, model: PreTrainedModel, family: Family, *, first_position: int, segments: bool
+        self, model: PreTrainedModel, layout: Layout, *, first_position: int, segments: bool
     ) -> None:
         self._model: Any = model
         self._device = model.device
         self._first_position = first_position
         self._segments = segments
-        self._first_only = family.reads_first_token(model.config.to_dict())
+        self._first_only = layout.reads_first_token(model.config.to_dict())
         self._last_call = 0
         self._last_window: int | None = None
         model.set_attn_implementation(IMPLEMENTATION)
-        self._layers = find_layers(model, family)
+        self._layers = find_layers(model, layout)
         for layer in self._layers:
             _watch(layer, self._run_layer)
         self.works = self._learn_last_call()
@@ -148,10 +148,10 @@ class PackedExecution:
         return read.transpose(0, 1)
 
 
-def find_layers(model: PreTrainedModel, family: Family) -> list[nn.Module]:
+def find_layers(model: PreTrainedModel, layout: Layout) -> list[nn.Module]:
     """Return the modules of a model's layers, each once."""
     lists: list[Any] = [model.base_model]
-    for name in family.layers.split("."):
+    for name in layout.layers.split("."):
         if name == "*":
             lists = [member for members in lists for member in members]
         else:

@@ -50,7 +50,7 @@ OUT_OF_MEMORY: Final = ("out of memory", "allocate memory", "not enough memory",
 class TorchScorer:
     """Scores pairs with a PyTorch cross-encoder; its head and the activation are in float32.
 
-    Architectures with a row in `models.families` run packed, nothing padded; others run padded, as
+    Architectures with a row in `models.layouts` run packed, nothing padded; others run padded, as
     their own code does.
     """
 

@@ -12,7 +12,7 @@ import pytest
 
 from rerank_plugins import Reranker
 from rerank_plugins.errors import ModelLoadError
-from rerank_plugins.models.families import FAMILIES
+from rerank_plugins.models.layouts import LAYOUTS
 from tests.tiny_torch import ARCHITECTURES
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def test_logits_are_the_golden_ones(name: str, model_of: Callable[..., Any]) -> 
 def test_every_family_has_a_golden_score() -> None:
     golden = {ARCHITECTURES[name].model_type for name in GOLDEN["logits"]}
 
-    assert {kind for family in FAMILIES for kind in family.model_types} <= golden
+    assert {kind for layout in LAYOUTS for kind in layout.model_types} <= golden
 
 
 @dataclass(frozen=True)

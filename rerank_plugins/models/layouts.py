@@ -10,7 +10,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True)
-class Family:
+class Layout:
     """How transformers lays out the architectures of one kind.
 
     Paths are module names as in ``named_modules``, below the base model (the classifier's encoder)
@@ -41,32 +41,32 @@ class Family:
         return self.pooling is None or config.get(self.pooling) == "cls"
 
 
-FAMILIES: Final = (
-    Family(
+LAYOUTS: Final = (
+    Layout(
         model_types=("bert", "camembert", "electra", "roberta", "xlm-roberta"),
         layers="encoder.layer",
         head=("pooler",),
         gelu=("intermediate.dense", "intermediate.intermediate_act_fn"),
     ),
-    Family(
+    Layout(
         model_types=("distilbert",),
         layers="transformer.layer",
         gelu=("ffn.lin1", "ffn.activation"),
     ),
-    Family(
+    Layout(
         model_types=("albert",),
         layers="encoder.albert_layer_groups.*.albert_layers",
         head=("pooler",),
         gelu=("ffn", "activation"),
     ),
-    Family(
+    Layout(
         # Both add a bias for relative positions to attention, in code of their own.
         model_types=("deberta-v2", "mpnet"),
         layers="encoder.layer",
         gelu=("intermediate.dense", "intermediate.intermediate_act_fn"),
         packed=False,
     ),
-    Family(
+    Layout(
         model_types=("modernbert",),
         layers="layers",
         head=("final_norm",),
@@ -75,7 +75,7 @@ FAMILIES: Final = (
 )
 
 
-def family_of(config: Mapping[str, Any]) -> Family | None:
+def layout_of(config: Mapping[str, Any]) -> Layout | None:
     """Return the row of a model's config.json, or None where it has none.
 
     A decoder is none of these: its tokens see only those before them.
@@ -83,4 +83,4 @@ def family_of(config: Mapping[str, Any]) -> Family | None:
     if config.get("is_decoder"):
         return None
     kind = config.get("model_type")
-    return next((family for family in FAMILIES if kind in family.model_types), None)
+    return next((layout for layout in LAYOUTS if kind in layout.model_types), None)
