@@ -47,18 +47,60 @@ class Precision(StrEnum):
     FP16 = "fp16"
     BF16 = "bf16"
     INT8 = "int8"
+    INT4 = "int4"
 
 
 class Truncation(StrEnum):
     """What is cut where a pair is longer than ``max_length``.
 
-    ``longest_first`` cuts the longer of the two texts, token by token, as transformers and
+    ``auto`` is what the model's reference does: ``longest_first`` for cross-encoders, the rule of
+    its family for a language model. ``longest_first`` cuts the longer of the two texts, token by token, as transformers and
     sentence-transformers do. ``only_second`` caps the query at three quarters of ``max_length``
     and then cuts the document alone, as FlagEmbedding does.
     """
 
+    AUTO = "auto"
     LONGEST_FIRST = "longest_first"
     ONLY_SECOND = "only_second"
+
+
+class SpecialTokens(StrEnum):
+    """What the text of a special token ("</s>", "<|im_end|>") is inside a query or document.
+
+    ``plain`` spells it out like any other text, so that a document cannot pretend to end, or to be
+    a query. ``parse`` makes it the token, as the reference code of most models does.
+    """
+
+    PLAIN = "plain"
+    PARSE = "parse"
+
+
+class LongDocuments(StrEnum):
+    """What becomes of a document that is longer than a pair has room for.
+
+    ``truncate`` scores its beginning. ``window`` scores all of it in windows that overlap, and
+    ``window_score`` says how their logits become one.
+    """
+
+    TRUNCATE = "truncate"
+    WINDOW = "window"
+
+
+class WindowScore(StrEnum):
+    """What the logits of a document's windows come to."""
+
+    MAX = "max"
+    MEAN = "mean"
+
+
+class Duplicates(StrEnum):
+    """What becomes of documents whose text another one before them has; each is scored once.
+
+    ``keep`` ranks every one. ``drop`` ranks the first and lists the rest in `Ranking.dropped`.
+    """
+
+    KEEP = "keep"
+    DROP = "drop"
 
 
 class Activation(StrEnum):
@@ -101,7 +143,29 @@ class Settings(BaseModel):
         description="longest pair in tokens; the model's own limit where not set",
     )
     truncation: Truncation = Field(
-        default=Truncation.LONGEST_FIRST, description="what is cut beyond max_length"
+        default=Truncation.AUTO, description="what is cut beyond max_length"
+    )
+    long_documents: LongDocuments = Field(
+        default=LongDocuments.TRUNCATE,
+        description="whether what is beyond max_length of a document is cut, or scored in windows",
+    )
+    window_overlap: int = Field(
+        default=64, ge=0, description="tokens that neighbouring windows share"
+    )
+    window_score: WindowScore = Field(
+        default=WindowScore.MAX, description="what the logits of the windows come to"
+    )
+    special_tokens: SpecialTokens = Field(
+        default=SpecialTokens.PLAIN,
+        description='whether text such as "</s>" is plain text or the token of that name',
+    )
+    family: str = Field(
+        default="auto",
+        description="how a language model is asked: a family by name, or a JSON file of one",
+    )
+    instruction: str | None = Field(
+        default=None,
+        description="what a language model is told to look for; its family's own where not set",
     )
     activation: Activation = Field(default=Activation.AUTO, description="logit to score")
     normalizer: Literal["default"] | SkipJsonSchema[Callable[[str], str]] | None = Field(
@@ -115,6 +179,20 @@ class Settings(BaseModel):
     )
     language_models: Mapping[str, str] = Field(
         default_factory=dict, description="query language (ISO 639-1) to the model that answers it"
+    )
+    duplicates: Duplicates = Field(
+        default=Duplicates.KEEP, description="documents of a text that came before: keep or drop"
+    )
+    near_duplicates: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="share of word sequences from which two documents count as duplicates",
+    )
+    max_candidates: int | None = Field(
+        default=None,
+        ge=1,
+        description="documents that the model sees at most; the lexical scorer picks them",
     )
     cache_entries: int = Field(
         default=50_000, ge=0, description="pairs kept in the cache; 0 turns it off"
@@ -148,7 +226,15 @@ class Settings(BaseModel):
         return value
 
     @field_validator(
-        "max_length", "cache_entries", "batch_tokens", "queue_tokens", "timeout_s", mode="before"
+        "max_length",
+        "window_overlap",
+        "near_duplicates",
+        "max_candidates",
+        "cache_entries",
+        "batch_tokens",
+        "queue_tokens",
+        "timeout_s",
+        mode="before",
     )
     @classmethod
     def _truth_is_no_number(cls, value: object) -> object:
@@ -244,6 +330,15 @@ class RerankSettings(TypedDict, total=False):
     precision: Precision | str
     max_length: int | None
     truncation: Truncation | str
+    long_documents: LongDocuments | str
+    window_overlap: int
+    window_score: WindowScore | str
+    special_tokens: SpecialTokens | str
+    family: str
+    instruction: str | None
+    duplicates: Duplicates | str
+    near_duplicates: float | None
+    max_candidates: int | None
     activation: Activation | str
     normalizer: Literal["default"] | Callable[[str], str] | None
     language_detector: Literal["default"] | Callable[[str], str | None] | None

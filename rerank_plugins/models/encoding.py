@@ -26,21 +26,36 @@ LEAST_ROOM = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Prefix:
+    """Token ids, (tokens,), with which all pairs of one query begin, and a digest of them."""
+
+    ids: NDArray[np.int32]
+    key: bytes
+
+    @property
+    def tokens(self) -> int:
+        """How many they are."""
+        return len(self.ids)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class TokenPair:
     """A query and a document as token ids.
 
     ``ids`` and ``segments`` (0 and 1 in BERT, 0 elsewhere) have shape (tokens,); ``segments`` is
-    None where the model does not read them. ``truncated`` says that the document was cut.
+    None where the model does not read them. ``truncated`` says that the document was cut. Where the
+    pair has a ``prefix``, ``ids`` are those that follow it.
     """
 
     ids: NDArray[np.int32]
     segments: NDArray[np.int32] | None
     truncated: bool
+    prefix: Prefix | None = None
 
     @property
     def tokens(self) -> int:
-        """Length with the special tokens."""
-        return len(self.ids)
+        """Length with the special tokens and the prefix."""
+        return len(self.ids) + (self.prefix.tokens if self.prefix is not None else 0)
 
 
 def pad(pairs: Sequence[TokenPair], pad_id: int) -> dict[str, NDArray[np.int64]]:
@@ -174,7 +189,7 @@ class PairEncoder:
         tokenizer: Tokenizer,
         *,
         max_length: int,
-        truncation: Truncation = Truncation.LONGEST_FIRST,
+        truncation: Truncation = Truncation.AUTO,
         cut_left: bool = False,
         segments: bool = True,
     ) -> None:
@@ -182,7 +197,7 @@ class PairEncoder:
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = True
         self.max_length = max_length
-        self.truncation = truncation
+        self.truncation = Truncation.LONGEST_FIRST if truncation is Truncation.AUTO else truncation
         self.template = PairTemplate.learn(tokenizer)
         if max_length < self.template.length + LEAST_ROOM:
             raise ValueError(
