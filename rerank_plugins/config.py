@@ -54,8 +54,8 @@ class Truncation(StrEnum):
     """What is cut where a pair is longer than ``max_length``.
 
     ``auto`` is what the model's reference does: ``longest_first`` for cross-encoders, the rule of
-    its family for a language model. ``longest_first`` cuts the longer of the two texts, token by token, as transformers and
-    sentence-transformers do. ``only_second`` caps the query at three quarters of ``max_length``
+    its family for a language model. ``longest_first`` cuts the longer of the two texts, token by
+    token, as transformers and sentence-transformers do. ``only_second`` caps the query at three quarters of ``max_length``
     and then cuts the document alone, as FlagEmbedding does.
     """
 

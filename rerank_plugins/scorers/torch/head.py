@@ -13,8 +13,8 @@ if TYPE_CHECKING:
 
     from transformers import PreTrainedModel
 
-    from rerank_plugins.models.layouts import Layout
     from rerank_plugins.models.files import ModelFiles
+    from rerank_plugins.models.layouts import Layout
 
 
 def widen_head(model: PreTrainedModel, layout: Layout | None, files: ModelFiles) -> None:
