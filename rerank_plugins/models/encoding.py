@@ -215,7 +215,10 @@ class PairEncoder:
         template = blake2b(repr(self.template).encode(), digest_size=4).hexdigest()
         side = " from the left" if self._cut_left else ""
         segments = "" if self._segments else " without segments"
-        return f"{self.truncation}{side} at {self.max_length}, template {template}{segments}{self._tokenizer.identity}"
+        special = self._tokenizer.identity
+        return (
+            f"{self.truncation}{side} at {self.max_length}, template {template}{segments}{special}"
+        )
 
     def token_to_id(self, token: str) -> int | None:
         """Return the id of a token of the vocabulary, or None where there is no such."""
