@@ -100,9 +100,11 @@ FAMILIES: Final = (
     Family(
         name="qwen3-reranker",
         pieces=(
-            "<|im_start|>system\nJudge whether the Document meets the requirements based on the "
-            "Query and the Instruct provided. Note that the answer can only be "
-            '"yes" or "no".<|im_end|>\n<|im_start|>user\n',
+            (
+                "<|im_start|>system\nJudge whether the Document meets the requirements based on "
+                "the Query and the Instruct provided. Note that the answer can only be "
+                '"yes" or "no".<|im_end|>\n<|im_start|>user\n'
+            ),
             "<Instruct>: {instruction}\n<Query>: {query}\n<Document>: {document}",
             "<|im_end|>\n<|im_start|>assistant\n<think>\n\n</think>\n\n",
         ),
@@ -116,16 +118,20 @@ FAMILIES: Final = (
     Family(
         name="mxbai-rerank-v2",
         pieces=(
-            "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful "
-            "assistant.<|im_end|>\n<|im_start|>user\n",
+            (
+                "<|im_start|>system\nYou are Qwen, created by Alibaba Cloud. You are a helpful "
+                "assistant.<|im_end|>\n<|im_start|>user\n"
+            ),
             "{instruction}query: {query}",
             "\n",
             "document: {document}",
             "\n",
-            "You are a search relevance expert who evaluates how well documents match search "
-            "queries. For each query-document pair, carefully analyze the semantic relationship "
-            "between them, then provide your binary relevance judgment (0 for not relevant, 1 for "
-            "relevant).\nRelevance:",
+            (
+                "You are a search relevance expert who evaluates how well documents match search "
+                "queries. For each query-document pair, carefully analyze the semantic "
+                "relationship between them, then provide your binary relevance judgment (0 for not "
+                "relevant, 1 for relevant).\nRelevance:"
+            ),
             "<|im_end|>\n<|im_start|>assistant\n",
         ),
         yes="1",
