@@ -14,19 +14,19 @@ from rerank_plugins.cleaning import Cleaner
 from rerank_plugins.config import EMBEDDED, LEXICAL, Activation, RerankConfig
 from rerank_plugins.engine import Engine, check_deadline, deadline_after
 from rerank_plugins.errors import ClosedError, ConfigError, RerankTimeoutError
+from rerank_plugins.finishing import ranking_of, scores_of
 from rerank_plugins.jobs import CachedPair, Job
 from rerank_plugins.protocols import AnyScorer, Scorer
-from rerank_plugins.ranking import BLANK_LOGIT, activate, select
+from rerank_plugins.ranking import BLANK_LOGIT
 from rerank_plugins.registry import Leases
 from rerank_plugins.requests import Call, Group, Keep, check_timeout, rank_call, score_call
-from rerank_plugins.results import RankedDocument, Ranking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from types import TracebackType
 
     from rerank_plugins.config import RerankSettings
-    from rerank_plugins.results import EngineStats
+    from rerank_plugins.results import EngineStats, Ranking
 
 _R = TypeVar("_R", bound="Reranker")
 _T = TypeVar("_T")
@@ -118,7 +118,7 @@ class Reranker:
         keep = Keep.checked(top_n, score_threshold, min_results)
         call = rank_call(query, documents)
         self._wait(call, timeout_s)
-        return _ranking(call, keep)
+        return ranking_of(call, keep)
 
     async def arank(
         self,
@@ -136,7 +136,7 @@ class Reranker:
         """
         keep = Keep.checked(top_n, score_threshold, min_results)
         call = rank_call(query, documents)
-        return await self._await(call, timeout_s, partial(_ranking, call, keep))
+        return await self._await(call, timeout_s, partial(ranking_of, call, keep))
 
     def score(
         self, pairs: Sequence[tuple[str, str]], *, timeout_s: float | None = None
@@ -150,14 +150,14 @@ class Reranker:
         """
         call = score_call(pairs)
         self._wait(call, timeout_s)
-        return _scores(call)
+        return scores_of(call)
 
     async def ascore(
         self, pairs: Sequence[tuple[str, str]], *, timeout_s: float | None = None
     ) -> list[float]:
         """Do what `score` does without blocking the event loop."""
         call = score_call(pairs)
-        return await self._await(call, timeout_s, partial(_scores, call))
+        return await self._await(call, timeout_s, partial(scores_of, call))
 
     def warmup(self) -> None:
         """Open the model and score one pair, so that the first caller need not wait for either."""
@@ -296,41 +296,6 @@ class Reranker:
 
     def _timeout(self, timeout_s: float | None) -> float | None:
         return self.config.timeout_s if timeout_s is None else check_timeout(timeout_s)
-
-
-def _ranking(call: Call, keep: Keep) -> Ranking:
-    (group,) = call.groups
-    pairs = call.job.delivered()
-    logits = [pair.logit for pair in pairs]
-    scores = activate(logits, group.activation)
-    kept = select(logits, scores, **keep._asdict())
-    return Ranking(
-        query=group.query,
-        documents=tuple(
-            RankedDocument(
-                index=i,
-                score=float(scores[i]),
-                logit=logits[i],
-                text=group.documents[i],
-                truncated=pairs[i].truncated,
-                cached=call.job.cached[i],
-            )
-            for i in kept
-        ),
-        scorer=group.scorer,
-        activation=group.activation,
-        language=group.language,
-    )
-
-
-def _scores(call: Call) -> list[float]:
-    pairs = call.job.delivered()
-    scores = [0.0] * len(pairs)
-    for group in call.groups:
-        activated = activate([pairs[place].logit for place in group.places], group.activation)
-        for place, score in zip(group.places, activated, strict=True):
-            scores[place] = float(score)
-    return scores
 
 
 def _rebuild(cls: type[_R], config: RerankConfig, own: AnyScorer | None) -> _R:

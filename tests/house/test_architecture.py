@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("ranking", "batching", "jobs"),
     ("cache",),
     ("requests",),
-    ("cleaning", "dispatcher"),
+    ("cleaning", "finishing", "dispatcher"),
     ("scorers",),
     ("engine",),
     ("registry",),
