@@ -19,7 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("config",),
     ("protocols",),
     ("text", "models"),
-    ("ranking", "batching", "jobs"),
+    ("ranking", "candidates", "batching", "jobs"),
     ("cache",),
     ("requests",),
     ("cleaning", "finishing", "dispatcher"),
