@@ -44,6 +44,14 @@ def test_texts_that_share_enough_five_word_runs_are_copies() -> None:
     assert find_copies(texts, 19 / 21 + 1e-9) == {}
 
 
+def test_a_text_that_ends_early_is_found_by_the_one_that_goes_on() -> None:
+    words = [f"w{i}" for i in range(24)]
+    # 19 runs of 20: of what the longer one has alone, and one more, the shorter must hold one.
+    texts = [" ".join(words[:-1]), " ".join(words)]
+
+    assert find_copies(texts, 0.95) == find_copies(texts[::-1], 0.95) == {1: 0}
+
+
 def test_words_in_another_order_are_no_copy() -> None:
     assert find_copies([SENTENCE, " ".join(reversed(SENTENCE.split()))], 0.01) == {}
 
