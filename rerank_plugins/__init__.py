@@ -27,13 +27,14 @@ if TYPE_CHECKING:
     )
     from rerank_plugins.protocols import (
         EncodedPair,
+        InstructedScorer,
         LanguageDetector,
         Normalizer,
         Scorer,
         TextHook,
     )
     from rerank_plugins.reranker import Reranker
-    from rerank_plugins.results import EngineStats, RankedDocument, Ranking
+    from rerank_plugins.results import DroppedDocument, EngineStats, RankedDocument, Ranking
 
 __version__ = "0.1.0"
 
@@ -51,9 +52,16 @@ _HOMES = {
         "RerankTimeoutError",
         "ScoringError",
     ),
-    "protocols": ("EncodedPair", "LanguageDetector", "Normalizer", "Scorer", "TextHook"),
+    "protocols": (
+        "EncodedPair",
+        "InstructedScorer",
+        "LanguageDetector",
+        "Normalizer",
+        "Scorer",
+        "TextHook",
+    ),
     "reranker": ("Reranker",),
-    "results": ("EngineStats", "RankedDocument", "Ranking"),
+    "results": ("DroppedDocument", "EngineStats", "RankedDocument", "Ranking"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -62,10 +70,12 @@ __all__ = [
     "Backend",
     "ClosedError",
     "ConfigError",
+    "DroppedDocument",
     "EncodedPair",
     "EngineStats",
     "InputError",
     "InputTypeError",
+    "InstructedScorer",
     "LanguageDetector",
     "MissingExtraError",
     "ModelLoadError",

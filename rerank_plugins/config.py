@@ -243,6 +243,17 @@ class Settings(BaseModel):
             raise ValueError("expected a number")  # noqa: TRY004  pydantic wants it
         return value
 
+    @field_validator("instruction")
+    @classmethod
+    def _instruction_says_something(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("blank; leave it out for the model's own instruction")
+        try:
+            (value or "").encode()
+        except UnicodeEncodeError:
+            raise ValueError("holds a lone surrogate, which is no text") from None
+        return value
+
     @field_validator("language_models")
     @classmethod
     def _codes_are_lower_case(cls, value: Mapping[str, str]) -> Mapping[str, str]:

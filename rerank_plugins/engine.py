@@ -21,13 +21,14 @@ from rerank_plugins.errors import (
     RerankTimeoutError,
     ScoringError,
 )
+from rerank_plugins.protocols import takes_instruction
 from rerank_plugins.results import EngineStats
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from rerank_plugins.jobs import Job, Ticket, Waiter
-    from rerank_plugins.protocols import AnyScorer
+    from rerank_plugins.protocols import AnyScorer, EncodedPair
 
 CHUNK_PAIRS = 64
 """Pairs encoded at a time, so that the model works on one chunk while the next is encoded."""
@@ -105,20 +106,23 @@ class Engine:
         documents: Iterator[tuple[int, str]],
         *,
         salt: str = "",
+        instruction: str | None = None,
         deadline: float | None = None,
     ) -> None:
         """Fill *job* from the cache and queue what is missing, chunk by chunk.
 
         *documents* gives ``(place, text)``, the cleaned text for ``job.pairs[place]``. *salt* names
-        what changed the texts on their way here, and becomes part of each key. Returns when
-        everything is queued; failures reach the job's future.
+        what changed the texts on their way here, and becomes part of each key, as *instruction*
+        does where it is not the scorer's own; None is that. Returns when everything is queued;
+        failures reach the job's future.
         """
         if not job.begun:
             with self._counting:
                 self._requests += 1
         try:
             scorer, dispatcher = self._opened()
-            prefix = f"{scorer.identity}\n{salt}".encode()
+            encode, told = _told(scorer, instruction)
+            prefix = f"{scorer.identity}\n{salt}{told}".encode()
             query_bytes = query.encode()
             while job.waiting and (chunk := list(islice(documents, CHUNK_PAIRS))):
                 keys = [pair_key(prefix, query_bytes, text.encode()) for _, text in chunk]
@@ -132,33 +136,39 @@ class Engine:
                 tickets = self._cache.claim(job, keys, [place for place, _ in chunk])
                 if tickets:
                     texts = [chunk[i][1] for i in tickets]
-                    encoded = self._encode(scorer, query, texts, list(tickets.values()))
+                    encoded = self._encode(
+                        scorer.name, partial(encode, query), texts, list(tickets.values())
+                    )
                     self._queue(dispatcher, encoded)
         except RerankError as exc:
             job.fail(exc)
 
     def _encode(
-        self, scorer: AnyScorer, query: str, texts: Sequence[str], tickets: Sequence[Ticket]
+        self,
+        scorer: str,
+        encode: Callable[[Sequence[str]], Sequence[EncodedPair]],
+        texts: Sequence[str],
+        tickets: Sequence[Ticket],
     ) -> list[Ticket]:
         """Encode claimed tickets; returns those that could be, the others have failed."""
         try:
-            encoded = scorer.encode(query, texts)
+            encoded = encode(texts)
             for ticket, pair in zip(tickets, encoded, strict=True):
                 ticket.take(pair)
         # A plug-in may raise anything, and other requests may wait for these tickets.
         except Exception as exc:  # noqa: BLE001
             if len(tickets) == 1:
-                self._cache.fail(tickets, partial(_encoding_error, scorer=scorer.name, cause=exc))
+                self._cache.fail(tickets, partial(_encoding_error, scorer=scorer, cause=exc))
                 return []
         except BaseException as exc:
-            self._cache.fail(tickets, partial(_encoding_error, scorer=scorer.name, cause=exc))
+            self._cache.fail(tickets, partial(_encoding_error, scorer=scorer, cause=exc))
             raise
         else:
             return list(tickets)
         return [
             done
             for ticket, text in zip(tickets, texts, strict=True)
-            for done in self._encode(scorer, query, [text], [ticket])
+            for done in self._encode(scorer, encode, [text], [ticket])
         ]
 
     def _queue(self, dispatcher: Dispatcher, tickets: Sequence[Ticket]) -> None:
@@ -233,6 +243,16 @@ class Engine:
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError(f"the reranker for {self.name!r} is closed; open a new one")
+
+
+def _told(
+    scorer: AnyScorer, instruction: str | None
+) -> tuple[Callable[[str, Sequence[str]], Sequence[EncodedPair]], str]:
+    """Return how *scorer* encodes with *instruction*, and what that adds to its keys."""
+    if instruction is None or not takes_instruction(scorer) or instruction == scorer.instruction:
+        return scorer.encode, ""
+    # No name in a salt holds this character, so that nothing else adds the same.
+    return partial(scorer.encode, instruction=instruction), f"\0{instruction}"
 
 
 def _queueing_error(_: Waiter, *, cause: BaseException) -> RerankError:

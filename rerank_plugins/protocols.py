@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeGuard, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -80,6 +80,25 @@ class Scorer(Protocol[PairT]):
 
 
 AnyScorer = Scorer[Any]
+
+
+@runtime_checkable
+class InstructedScorer(Scorer[PairT], Protocol[PairT]):
+    """A scorer that can be told what to look for, as most language models can."""
+
+    @property
+    def instruction(self) -> str | None:
+        """What it looks for where nobody says anything; None if it takes no instruction."""
+
+    def encode(
+        self, query: str, documents: Sequence[str], *, instruction: str | None = None
+    ) -> Sequence[PairT]:
+        """Encode one query with each document, in order; None is the scorer's own instruction."""
+
+
+def takes_instruction(scorer: AnyScorer) -> TypeGuard[InstructedScorer[Any]]:
+    """Whether *scorer* can be told what to look for."""
+    return isinstance(scorer, InstructedScorer) and scorer.instruction is not None
 
 
 class Normalizer(Protocol):

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple, TypeGuard, TypeVar, overload
 
-from rerank_plugins.config import LONGEST_TIMEOUT_S
+from rerank_plugins.candidates import ALL, Choice, Chosen
+from rerank_plugins.config import LONGEST_TIMEOUT_S, Duplicates, Settings
 from rerank_plugins.errors import InputError, InputTypeError, ScoringError
 from rerank_plugins.jobs import Job
 
@@ -96,15 +97,18 @@ class Group:
     scorer: str = ""
     activation: str = ""
     language: str | None = None
+    chosen: Chosen = field(default_factory=Chosen)
 
 
 @dataclass(slots=True)
 class Call:
-    """What a caller asked for, and the wait for it."""
+    """What a caller asked for, and the wait for it; *instruction* None is the setting's."""
 
     job: Job
     groups: list[Group]
     pairs: Sequence[object] = ()
+    choice: Choice = ALL
+    instruction: str | None = None
 
     def prepare(self) -> None:
         """Read and check what takes time where there is much of it: off the event loop, that is."""
@@ -142,6 +146,45 @@ class Keep(NamedTuple):
         return cls(top_n, score_threshold, min_results)
 
 
+def choice_of(
+    settings: Settings, duplicates: object, near_duplicates: object, max_candidates: object
+) -> Choice:
+    """Check what a call says of its documents; None is the setting of that name, 0 is off."""
+    own = "leave it out for the setting of that name"
+    if duplicates is None:
+        duplicates = settings.duplicates
+    elif not isinstance(duplicates, str) or duplicates not in list(Duplicates):
+        raise InputError(f'duplicates must be "keep" or "drop", got {duplicates!r}; {own}')
+    if near_duplicates is None:
+        near_duplicates = settings.near_duplicates
+    elif (
+        isinstance(near_duplicates, bool)
+        or not isinstance(near_duplicates, int | float)
+        or not 0 <= near_duplicates <= 1
+    ):
+        raise InputError(
+            f"near_duplicates must be a number from 0 (off) to 1, got {near_duplicates!r}; {own}"
+        )
+    if max_candidates is None:
+        max_candidates = settings.max_candidates
+    elif not _is_int(max_candidates) or max_candidates < 0:
+        raise InputError(
+            f"max_candidates must be an int of at least 1, or 0 for all, got {max_candidates!r}; "
+            f"{own}"
+        )
+    return Choice(Duplicates(duplicates), near_duplicates or None, max_candidates or None)
+
+
+def check_instruction(instruction: object) -> str | None:
+    """Return *instruction* if it is None or text that is not blank."""
+    if instruction is None:
+        return None
+    text = check_text(instruction, "instruction")
+    if not text.strip():
+        raise InputError("instruction is blank; leave it out for the setting of that name")
+    return text
+
+
 def check_timeout(timeout_s: object) -> float | None:
     """Return *timeout_s* if it is None or a number of seconds that can be waited for."""
     if timeout_s is None:
@@ -163,21 +206,25 @@ def _is_int(value: object) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def rank_call(query: object, documents: object) -> Call:
-    """Check one query, and that its documents are a sequence."""
+def rank_call(
+    query: object, documents: object, choice: Choice = ALL, instruction: object = None
+) -> Call:
+    """Check one query, its instruction, and that its documents are a sequence."""
     texts = _snapshot(documents)
     group = Group(check_query(query), "query", range(len(texts)), texts)
-    return Call(Job(len(texts)), [group])
+    job = Job(len(texts))
+    return Call(job, [group], choice=choice, instruction=check_instruction(instruction))
 
 
-def score_call(pairs: object) -> Call:
+def score_call(pairs: object, instruction: object = None) -> Call:
     """Check that there is a sequence of something; `Call.prepare` looks at the pairs."""
     if isinstance(pairs, str | bytes) or not isinstance(pairs, Sequence):
         raise InputTypeError(
             f"pairs must be a sequence of (query, document), got {type(pairs).__name__}"
         )
     snapshot = tuple(pairs)
-    return Call(Job(len(snapshot), argument="pairs"), [], snapshot)
+    job = Job(len(snapshot), argument="pairs")
+    return Call(job, [], snapshot, instruction=check_instruction(instruction))
 
 
 def _grouped(pairs: Sequence[object]) -> list[Group]:

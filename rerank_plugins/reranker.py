@@ -10,31 +10,38 @@ import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Self, TypeVar, Unpack
 
+from rerank_plugins.candidates import ALL
 from rerank_plugins.cleaning import Cleaner
-from rerank_plugins.config import EMBEDDED, LEXICAL, Activation, RerankConfig
-from rerank_plugins.engine import Engine, check_deadline, deadline_after
+from rerank_plugins.config import EMBEDDED, Activation, RerankConfig
+from rerank_plugins.engine import deadline_after
 from rerank_plugins.errors import ClosedError, ConfigError, RerankTimeoutError
-from rerank_plugins.jobs import CachedPair, Job
+from rerank_plugins.finishing import ranking_of, scores_of
+from rerank_plugins.jobs import Job
 from rerank_plugins.protocols import AnyScorer, Scorer
-from rerank_plugins.ranking import BLANK_LOGIT, activate, select
 from rerank_plugins.registry import Leases
-from rerank_plugins.requests import Call, Group, Keep, check_timeout, rank_call, score_call
-from rerank_plugins.results import RankedDocument, Ranking
+from rerank_plugins.requests import (
+    Call,
+    Keep,
+    check_timeout,
+    choice_of,
+    rank_call,
+    score_call,
+)
+from rerank_plugins.routing import Router
+from rerank_plugins.screening import chosen_texts, cleaned_texts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Sequence
     from types import TracebackType
 
-    from rerank_plugins.config import RerankSettings
-    from rerank_plugins.results import EngineStats
+    from rerank_plugins.config import Duplicates, RerankSettings
+    from rerank_plugins.results import EngineStats, Ranking
 
 _R = TypeVar("_R", bound="Reranker")
 _T = TypeVar("_T")
 
 _FINISH_ON_LOOP = 4096
 """Documents whose ranking is put together on the event loop: some milliseconds' work."""
-
-_BLANK = CachedPair(BLANK_LOGIT, truncated=False)
 
 
 class Reranker:
@@ -73,6 +80,7 @@ class Reranker:
         self._own = own
         self._cleaner = Cleaner.from_config(config)
         self._leases = Leases(config, own)
+        self._router = Router(config, self._leases)
         self._finalizer = weakref.finalize(self, self._leases.release)
         # At exit the registry closes every engine, and waits for the batches that run.
         self._finalizer.atexit = False
@@ -101,24 +109,32 @@ class Reranker:
         top_n: int | None = None,
         score_threshold: float | None = None,
         min_results: int = 0,
+        duplicates: Duplicates | str | None = None,
+        near_duplicates: float | None = None,
+        max_candidates: int | None = None,
+        instruction: str | None = None,
         timeout_s: float | None = None,
     ) -> Ranking:
         """Score every document against the query and return them best first.
 
         Equal scores keep the input order; blank documents come last. *top_n* keeps that many at
         most (None keeps all); *score_threshold* drops lower scores, but leaves *min_results*.
-        *timeout_s* overrides the setting of that name; it cannot interrupt a plugged-in function.
-        No documents give an empty ranking, though the model is opened to say whose.
+        *duplicates*, *near_duplicates*, *max_candidates*, *instruction* and *timeout_s* override
+        the settings of those names; 0 switches the second and the third off, and the last one
+        cannot interrupt a plugged-in function. No documents give an empty ranking, though the
+        model is opened to say whose.
 
         Raises:
             InputError: an argument that cannot be ranked, by name and index.
+            ConfigError: the setting ``instruction``, for a model that takes none.
             ModelLoadError, MissingExtraError: the model cannot be opened.
             ScoringError, QueueFullError, RerankTimeoutError, ClosedError: see `errors`.
         """
         keep = Keep.checked(top_n, score_threshold, min_results)
-        call = rank_call(query, documents)
+        choice = choice_of(self.config, duplicates, near_duplicates, max_candidates)
+        call = rank_call(query, documents, choice, instruction)
         self._wait(call, timeout_s)
-        return _ranking(call, keep)
+        return ranking_of(call, keep)
 
     async def arank(
         self,
@@ -128,6 +144,10 @@ class Reranker:
         top_n: int | None = None,
         score_threshold: float | None = None,
         min_results: int = 0,
+        duplicates: Duplicates | str | None = None,
+        near_duplicates: float | None = None,
+        max_candidates: int | None = None,
+        instruction: str | None = None,
         timeout_s: float | None = None,
     ) -> Ranking:
         """Do what `rank` does without blocking the event loop.
@@ -135,36 +155,48 @@ class Reranker:
         A cancelled call drops those of its pairs that nobody else waits for.
         """
         keep = Keep.checked(top_n, score_threshold, min_results)
-        call = rank_call(query, documents)
-        return await self._await(call, timeout_s, partial(_ranking, call, keep))
+        choice = choice_of(self.config, duplicates, near_duplicates, max_candidates)
+        call = rank_call(query, documents, choice, instruction)
+        return await self._await(call, timeout_s, partial(ranking_of, call, keep))
 
     def score(
-        self, pairs: Sequence[tuple[str, str]], *, timeout_s: float | None = None
+        self,
+        pairs: Sequence[tuple[str, str]],
+        *,
+        instruction: str | None = None,
+        timeout_s: float | None = None,
     ) -> list[float]:
         """Return the score of each (query, document) pair, in input order.
 
         Where queries are in several languages, each is answered by the scorer of its language.
+        *instruction* is one for all; duplicates are scored like any other pair.
 
         Raises:
             InputError: a pair that cannot be scored, by index; otherwise as `rank`.
         """
-        call = score_call(pairs)
+        call = score_call(pairs, instruction)
         self._wait(call, timeout_s)
-        return _scores(call)
+        return scores_of(call)
 
     async def ascore(
-        self, pairs: Sequence[tuple[str, str]], *, timeout_s: float | None = None
+        self,
+        pairs: Sequence[tuple[str, str]],
+        *,
+        instruction: str | None = None,
+        timeout_s: float | None = None,
     ) -> list[float]:
         """Do what `score` does without blocking the event loop."""
-        call = score_call(pairs)
-        return await self._await(call, timeout_s, partial(_scores, call))
+        call = score_call(pairs, instruction)
+        return await self._await(call, timeout_s, partial(scores_of, call))
 
     def warmup(self) -> None:
         """Open the model and score one pair, so that the first caller need not wait for either."""
         self._leases.check_open()
         self._cleaner.warm_up()
+        instruction = self._router.instruction(None)
         job = Job(1)
-        self._leases.primary.submit(job, "warm up", iter([(0, "warm up")]))
+        one = iter([(0, "warm up")])
+        self._leases.primary.submit(job, "warm up", one, instruction=instruction)
         job.future.result()
 
     def stats(self) -> dict[str, EngineStats]:
@@ -251,9 +283,10 @@ class Reranker:
     def _submit(self, call: Call, deadline: float | None) -> None:
         """Clean and route each query with its documents, and hand them to the engine."""
         call.prepare()
+        instruction = self._router.instruction(call.instruction)
         for group in call.groups:
             query, scored_language = self._cleaner.query(group.query, group.where)
-            engine = self._route(scored_language)
+            engine = self._router.engine(scored_language)
             scorer = engine.scorer()
             group.scorer, group.language = scorer.name, query.language
             group.activation = (
@@ -261,76 +294,22 @@ class Reranker:
                 if self.config.activation is Activation.AUTO
                 else self.config.activation.value
             )
+            texts = cleaned_texts(self._cleaner, group, call.job, deadline)
+            if call.choice != ALL:
+                texts = chosen_texts(call, query.text, texts, deadline)
             engine.submit(
                 call.job,
                 query.text,
-                self._cleaned(group, call.job, deadline),
+                texts,
                 salt=self._cleaner.identity,
+                instruction=instruction,
                 deadline=deadline,
             )
             if not call.job.waiting:
                 return
 
-    def _cleaned(self, group: Group, job: Job, deadline: float | None) -> Iterator[tuple[int, str]]:
-        """Give the places and cleaned texts of what there is to score."""
-        for place, document in zip(group.places, group.documents, strict=True):
-            check_deadline(deadline)
-            text = self._cleaner.document(document, job.where(place))
-            if text.strip():
-                yield place, text
-            else:
-                job.deliver(place, _BLANK)
-                job.settle()
-
-    def _route(self, language: str | None) -> Engine:
-        """Return the engine that answers queries in *language*, None where that is unknown."""
-        self._leases.check_open()
-        primary = self._leases.primary
-        if language is None:
-            return primary
-        routed = self.config.language_models.get(language)
-        if routed is not None:
-            return self._leases.lease(routed)
-        known = primary.scorer().languages
-        return primary if known is None or language in known else self._leases.lease(LEXICAL)
-
     def _timeout(self, timeout_s: float | None) -> float | None:
         return self.config.timeout_s if timeout_s is None else check_timeout(timeout_s)
-
-
-def _ranking(call: Call, keep: Keep) -> Ranking:
-    (group,) = call.groups
-    pairs = call.job.delivered()
-    logits = [pair.logit for pair in pairs]
-    scores = activate(logits, group.activation)
-    kept = select(logits, scores, **keep._asdict())
-    return Ranking(
-        query=group.query,
-        documents=tuple(
-            RankedDocument(
-                index=i,
-                score=float(scores[i]),
-                logit=logits[i],
-                text=group.documents[i],
-                truncated=pairs[i].truncated,
-                cached=call.job.cached[i],
-            )
-            for i in kept
-        ),
-        scorer=group.scorer,
-        activation=group.activation,
-        language=group.language,
-    )
-
-
-def _scores(call: Call) -> list[float]:
-    pairs = call.job.delivered()
-    scores = [0.0] * len(pairs)
-    for group in call.groups:
-        activated = activate([pairs[place].logit for place in group.places], group.activation)
-        for place, score in zip(group.places, activated, strict=True):
-            scores[place] = float(score)
-    return scores
 
 
 def _rebuild(cls: type[_R], config: RerankConfig, own: AnyScorer | None) -> _R:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
+
+
+Reason = Literal["duplicate", "max_candidates"]
+"""Why a document is in no ranking."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -17,7 +21,8 @@ class RankedDocument:
     ``logit`` is the scorer's raw output for the pair, ``score`` the logit after the activation;
     higher is better. A blank document is never scored: its logit is the lowest float32.
     ``truncated`` says that the scorer did not read the whole document, ``cached`` that the logit
-    came from the pair cache.
+    came from the pair cache. ``duplicate_of`` is the index of an earlier document that this one
+    repeats, and whose logit it has; it is None where no setting asks for duplicates to be found.
     """
 
     index: int
@@ -26,6 +31,22 @@ class RankedDocument:
     text: str
     truncated: bool = False
     cached: bool = False
+    duplicate_of: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DroppedDocument:
+    """A document that is in no ranking because a setting says so.
+
+    ``index`` is its place in the caller's sequence and ``text`` the caller's own text. ``reason``
+    names what dropped it: "duplicate" or "max_candidates". ``duplicate_of`` is the index of the
+    earlier document that it repeats, None where it repeats none.
+    """
+
+    index: int
+    text: str
+    reason: Reason
+    duplicate_of: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +55,9 @@ class Ranking:
 
     ``scorer`` names who answered: one scorer answers a whole ranking. ``activation`` says what
     turned logits into scores ("sigmoid" or "logit"). ``language`` is the ISO 639-1 code that was
-    detected for the query, or None where none was.
+    detected for the query, or None where none was. ``dropped`` are the documents that the settings
+    ``duplicates`` and ``max_candidates`` left out, in input order: each document given is there or
+    was ranked, before ``top_n`` and ``score_threshold``. They do not count in `len`.
     """
 
     query: str
@@ -42,6 +65,7 @@ class Ranking:
     scorer: str
     activation: str
     language: str | None = None
+    dropped: tuple[DroppedDocument, ...] = ()
 
     def __iter__(self) -> Iterator[RankedDocument]:
         return iter(self.documents)

@@ -27,8 +27,9 @@ class FakeScorer:
 
     *logit* replaces that rule with a function of (query, document). *delay_s* is slept in each
     forward pass. Documents longer than *max_words* are cut and marked. A document that contains
-    *poison* makes the forward pass raise. What was asked of it is kept in ``batches`` (a list of
-    lists of pairs) and ``pairs_scored`` (a count by pair).
+    *poison* makes the forward pass raise. One that is given an *instruction* takes others too, and
+    puts them before the query, as in "find facts: red fox". What was asked of it is kept in
+    ``batches`` (a list of lists of pairs) and ``pairs_scored`` (a count by pair).
     """
 
     def __init__(
@@ -43,12 +44,14 @@ class FakeScorer:
         batch_tokens: int = 2048,
         padded: bool = True,
         activation: Literal["sigmoid", "logit"] = "sigmoid",
+        instruction: str | None = None,
     ) -> None:
         self.name = name
         self.languages = languages
         self.batch_tokens = batch_tokens
         self.padded = padded
         self.activation = activation
+        self.instruction = instruction
         self.batches: list[list[tuple[str, str]]] = []
         self.pairs_scored: Counter[tuple[str, str]] = Counter()
         self.closed = False
@@ -60,11 +63,15 @@ class FakeScorer:
 
     @property
     def identity(self) -> str:
-        """Name and limit: what changes a logit here."""
-        return f"{self.name}@{self._max_words}"
+        """Name, limit and instruction: what changes a logit here."""
+        return f"{self.name}@{self._max_words}@{self.instruction}"
 
-    def encode(self, query: str, documents: Sequence[str]) -> list[FakePair]:
+    def encode(
+        self, query: str, documents: Sequence[str], *, instruction: str | None = None
+    ) -> list[FakePair]:
         """Cut each document to ``max_words`` words."""
+        if (instruction := instruction or self.instruction) is not None:
+            query = f"{instruction}: {query}"
         pairs = []
         for document in documents:
             words = document.split()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import math
+from collections import Counter
 from typing import TYPE_CHECKING, get_args
 
 from rerank_plugins.cli.documents import (
@@ -179,8 +180,19 @@ def _as_json(ranking: Ranking, documents: Sequence[SourceDocument]) -> dict[str,
                 "source": documents[ranked.index].source,
                 "truncated": ranked.truncated,
                 "cached": ranked.cached,
+                "duplicate_of": ranked.duplicate_of,
             }
             for ranked in ranking
+        ],
+        "dropped": [
+            {
+                "index": dropped.index,
+                "text": dropped.text,
+                "source": documents[dropped.index].source,
+                "reason": dropped.reason,
+                "duplicate_of": dropped.duplicate_of,
+            }
+            for dropped in ranking.dropped
         ],
     }
 
@@ -211,10 +223,18 @@ def _number(score: float) -> str:
     return f"{score:.4f}" if plain else f"{score:.1e}"
 
 
+_DROPPED = {
+    "duplicate": "dropped as duplicates: {}",
+    "max_candidates": "dropped by --max-candidates: {}",
+}
+
+
 def _summary(ranking: Ranking, total: int) -> str:
     parts = [f"{len(ranking)} of {total} documents", f"scorer {ranking.scorer}"]
     if ranking.language is not None:
         parts.append(f"query language {ranking.language}")
+    reasons = Counter(dropped.reason for dropped in ranking.dropped)
+    parts += [_DROPPED[reason].format(count) for reason, count in sorted(reasons.items())]
     if truncated := sum(ranked.truncated for ranked in ranking):
         parts.append(f"{truncated} longer than the scorer reads")
     return " · ".join(parts)

@@ -70,7 +70,7 @@ def _add_setting(group: argparse._ArgumentGroup, name: str, field: FieldInfo) ->
         group.add_argument(flag, dest=name, metavar=metavar, help=_help(field))
 
 
-_METAVARS: dict[type, str] = {int: "N", float: "SECONDS"}
+_METAVARS: dict[type, str] = {int: "N", float: "NUMBER"}
 
 
 def _help(field: FieldInfo) -> str:

@@ -42,6 +42,7 @@ _RUN = re.compile(
     rf"|[^\W_{_UNSPACED}]+(?:[{_MARKS}]+[^\W_{_UNSPACED}]*)*"
 )
 _HAS_UNSPACED = re.compile(rf"[{_UNSPACED}]")
+_WORD_AS_WRITTEN = re.compile(rf"[{_UNSPACED}]|[^\s{_UNSPACED}]+")
 _WRITTEN_CHARACTER = re.compile(
     r".[\u0e31\u0e34-\u0e3a\u0e47-\u0e4e\u0eb1\u0eb4-\u0ebc\u0ec8-\u0ece\u102b-\u103e\u1056-\u1059"
     r"\u105e-\u1060\u1062-\u1064\u1067-\u106d\u1071-\u1074\u1082-\u108d\u108f\u109a-\u109d"
@@ -93,6 +94,16 @@ def split_terms(text: str) -> list[str]:
         else:
             terms += _neighbours(word_or_run)
     return terms
+
+
+def split_words(text: str) -> list[str]:
+    """List the words of a text as they are written, with case and punctuation.
+
+    White space separates; each character of a script that `split_terms` pairs is a word.
+    """
+    if text.isascii() or not _HAS_UNSPACED.search(text):
+        return text.split()
+    return _WORD_AS_WRITTEN.findall(text)
 
 
 def _neighbours(characters: Sequence[str]) -> list[str]:

@@ -55,8 +55,10 @@ def test_json_is_one_object_with_everything_that_is_known(run: Run, notes: Path)
                 "source": "notes.txt:3",
                 "truncated": False,
                 "cached": False,
+                "duplicate_of": None,
             }
         ],
+        "dropped": [],
     }
     assert found.err == ""
     assert run("rank", QUERY, "notes.txt", "--json", "--top-n", "1").out == found.out
@@ -104,6 +106,45 @@ def test_documents_that_were_cut_are_counted(run: Run, notes: Path) -> None:
     found = run("rank", QUERY, "notes.txt", "--max-length", "8", "--split", "file")
 
     assert "1 longer than the scorer reads" in found.err
+
+
+def test_dropped_documents_are_counted_by_reason(run: Run, notes: Path) -> None:
+    notes.write_text("red fox\n\nweather\n\nred fox\n\nfox\n\nfox\n", encoding="utf-8")
+    flags = ("--duplicates", "drop", "--max-candidates", "2")
+
+    table, found = (run("rank", QUERY, "notes.txt", *flags, *json_) for json_ in ((), ("--json",)))
+
+    assert table.err == (
+        "2 of 5 documents · scorer embedded · query language en · dropped as duplicates: 2 · "
+        "dropped by --max-candidates: 1\n"
+    )
+    assert json.loads(found.out)["dropped"][:2] == [
+        {
+            "index": 1,
+            "text": "weather",
+            "source": "notes.txt:3",
+            "reason": "max_candidates",
+            "duplicate_of": None,
+        },
+        {
+            "index": 2,
+            "text": "red fox",
+            "source": "notes.txt:5",
+            "reason": "duplicate",
+            "duplicate_of": 0,
+        },
+    ]
+
+
+def test_the_instruction_reaches_the_model(
+    run: Run, notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorer = FakeScorer(instruction="find facts")
+    monkeypatch.setattr("rerank_plugins.registry.open_scorer", lambda _: scorer)
+
+    run("rank", "fox", "notes.txt", "--instruction", "find verbs")
+
+    assert {query for query, _ in scorer.pairs_scored} == {"find verbs: fox"}
 
 
 @pytest.mark.parametrize(

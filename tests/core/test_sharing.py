@@ -29,6 +29,10 @@ SAME_ENGINE: dict[str, object] = {
     "text_hook": lambda text, language, role: text,
     "language_models": {"zh": "owner/other"},
     "timeout_s": 3.0,
+    "instruction": "find facts",
+    "duplicates": "drop",
+    "near_duplicates": 0.9,
+    "max_candidates": 5,
 }
 
 

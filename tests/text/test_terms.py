@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rerank_plugins.text import terms
-from rerank_plugins.text.terms import split_terms
+from rerank_plugins.text.terms import split_terms, split_words
 
 
 @pytest.mark.parametrize(
@@ -90,3 +90,18 @@ def test_case_does_not_matter(text: str) -> None:
 def test_a_run_has_one_term_fewer_than_characters(text: str) -> None:
     """Unspaced text of n characters gives its n - 1 pairs, in order."""
     assert split_terms(text) == [text[i : i + 2] for i in range(len(text) - 1)]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("", []),
+        (" C++ is\tnot  C#, \n", ["C++", "is", "not", "C#,"]),
+        ("Größe — über", ["Größe", "—", "über"]),
+        ("猫が好き, or GPT-4だ", ["猫", "が", "好", "き", ",", "or", "GPT-4", "だ"]),
+        ("ประเทศ", list("ประเทศ")),
+        ("हिन्दी में", ["हिन्दी", "में"]),
+    ],
+)
+def test_words_are_split_as_they_are_written(text: str, expected: list[str]) -> None:
+    assert split_words(text) == expected

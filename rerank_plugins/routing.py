@@ -1,0 +1,56 @@
+"""Who answers a query, and what it is told."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from rerank_plugins.config import LEXICAL
+from rerank_plugins.errors import ConfigError, InputError
+from rerank_plugins.protocols import takes_instruction
+
+if TYPE_CHECKING:
+    from rerank_plugins.config import RerankConfig
+    from rerank_plugins.engine import Engine
+    from rerank_plugins.registry import Leases
+
+
+class Router:
+    """Picks among the engines that a reranker holds, leasing more as they are needed."""
+
+    def __init__(self, config: RerankConfig, leases: Leases) -> None:
+        self._config = config
+        self._leases = leases
+
+    def engine(self, language: str | None) -> Engine:
+        """Return the engine that answers queries in *language*, None where that is unknown."""
+        self._leases.check_open()
+        primary = self._leases.primary
+        if language is None:
+            return primary
+        routed = self._config.language_models.get(language)
+        if routed is not None:
+            return self._leases.lease(routed)
+        known = primary.scorer().languages
+        return primary if known is None or language in known else self._leases.lease(LEXICAL)
+
+    def instruction(self, asked: str | None) -> str | None:
+        """Return what the scorer is told: what a call *asked*, or else the setting.
+
+        The configured model has to take it; one that a query is routed to need not.
+
+        Raises:
+            InputError: it does not, and the call brought the instruction.
+            ConfigError: it does not, and the setting holds it.
+        """
+        told = self._config.instruction if asked is None else asked
+        if told is None:
+            return None
+        self._leases.check_open()
+        scorer = self._leases.primary.scorer()
+        if not takes_instruction(scorer):
+            error = ConfigError if asked is None else InputError
+            raise error(
+                f"instruction: {scorer.name!r} takes none, as language models do; leave it out, or "
+                "take a model such as Qwen/Qwen3-Reranker-0.6B"
+            )
+        return told
