@@ -9,14 +9,11 @@ import json
 import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple
+from typing import ClassVar, Final, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from rerank_plugins.errors import ConfigError
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 QUERY, DOCUMENT, INSTRUCTION = "{query}", "{document}", "{instruction}"
 
@@ -38,8 +35,9 @@ class Family:
     ``{query}``, and it or a later one ``{document}``; ``{instruction}`` may stand in any. Special
     tokens in the pieces themselves are parsed."""
 
-    yes: str
-    no: str | None = None
+    yes: str | int
+    no: str | int | None = None
+    """The answers, each the text of one token or its id."""
 
     instruction: str = ""
     """What stands for ``{instruction}`` where the user names none."""
@@ -68,7 +66,7 @@ class Family:
                 raise ValueError(f"pieces must hold {place} once, not {text.count(place)} times")
         if text.index(DOCUMENT) < text.index(QUERY):
             raise ValueError("pieces must hold {query} before {document}")
-        if not self.yes or self.no == "":
+        if "" in (self.yes, self.no):
             raise ValueError("yes must be the text of a token, and no another, or left out")
         if self.activation not in ("sigmoid", "logit"):
             raise ValueError(f'activation must be "sigmoid" or "logit", not {self.activation!r}')
@@ -199,29 +197,9 @@ def family_named(name: str) -> Family:
         raise ConfigError(f"family: {name!r} holds no family: {exc}") from exc
 
 
-class ChosenFamily(NamedTuple):
-    """The family of a model, and why."""
-
-    family: Family
-    why: str
-
-
-def choose_family(asked: str, config: Mapping[str, Any]) -> ChosenFamily | None:
-    """Return the family of a model with that config.json, or None where it is a cross-encoder.
-
-    *asked* is the setting ``family``. A checkpoint that was converted to a classifier is still of
-    its family: it has another head, and wants the same prompt.
-
-    Raises:
-        ConfigError: *asked* is no family.
-    """
-    if asked != "auto":
-        return ChosenFamily(family_named(asked), "as set")
-    kind = config.get("model_type")
-    for family in FAMILIES:
-        if kind in family.model_types:
-            return ChosenFamily(family, f"that of rerankers with model_type {kind}")
-    return None
+def family_of(model_type: object) -> Family | None:
+    """Return the row for a ``model_type`` of config.json, or None where there is none."""
+    return next((family for family in FAMILIES if model_type in family.model_types), None)
 
 
 def _from_fields(read: object, stem: str) -> Family:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +18,9 @@ logger = logging.getLogger(__name__)
 
 TOKENIZER = "tokenizer.json"
 SETTINGS = (SETTINGS_FILE, "tokenizer_config.json", "special_tokens_map.json")
+
+PROMPT_SETTINGS = re.compile(r"chat_template\.jinja|modules\.json|[^/]*LogitScore/config\.json")
+"""Files that say how a language model is asked, in the layout of sentence-transformers."""
 
 UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR})
 """What the system says where the cache is full, or not ours to write to."""
@@ -109,6 +113,7 @@ def _download(
     folder = Path(hf_hub_download(model, TOKENIZER, revision=revision)).parent
     commit = folder.name
     settings = [name for name in SETTINGS if name in names]
+    settings += sorted(name for name in names if PROMPT_SETTINGS.fullmatch(name))
     code = [name for name in sorted(names) if name.endswith(".py")] if remote_code else []
     # What is chosen by comes last: where it is there, so is the rest.
     for name in (*settings, *code, *reversed(weights)):

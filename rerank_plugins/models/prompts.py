@@ -170,7 +170,9 @@ class PromptEncoder:
                 f"max_length {max_length} has no room for texts beside the {taken} tokens of the "
                 f"family {family.name!r}"
             )
-        self.answers = tuple(self._answer(text) for text in (family.yes, family.no) if text)
+        self.answers = tuple(
+            self._answer(answer) for answer in (family.yes, family.no) if answer is not None
+        )
         """Ids of the tokens yes and, where there is one, no."""
 
     @property
@@ -232,11 +234,11 @@ class PromptEncoder:
     def _ids(self, text: str) -> list[int]:
         return self._tokenizer.ids(self._tokenizer.encode([text])[0]) if text else []
 
-    def _answer(self, text: str) -> int:
-        ids = self._ids(text)
+    def _answer(self, answer: str | int) -> int:
+        ids = [answer] if isinstance(answer, int) else self._ids(answer)
         if len(ids) != 1:
             raise ValueError(
-                f"the answer {text!r} of the family {self.family.name!r} is {len(ids)} tokens of "
+                f"the answer {answer!r} of the family {self.family.name!r} is {len(ids)} tokens of "
                 "its vocabulary, and must be one"
             )
         return ids[0]

@@ -9,7 +9,7 @@ import numpy as np
 
 from rerank_plugins.config import Activation, Backend, Precision
 from rerank_plugins.errors import ModelLoadError, ScoringError, first_line
-from rerank_plugins.models.families import choose_family
+from rerank_plugins.models.choosing import choose_family
 from rerank_plugins.models.files import find_model
 from rerank_plugins.models.settings import model_activation
 from rerank_plugins.models.tokenizer import open_encoder, open_prompt_encoder
@@ -207,7 +207,7 @@ def _load(
     """Load what the files and the setting ``family`` say: a cross-encoder or a language model."""
     from rerank_plugins.scorers.torch.preparing import load_cross_encoder, load_language_model
 
-    chosen = choose_family(config.family, files.config)
+    chosen = choose_family(files, config.family)
     if chosen is None:
         activation = model_activation(files, must_know=config.activation is Activation.AUTO)
         encoder, execution = load_cross_encoder(
