@@ -33,7 +33,7 @@ if TYPE_CHECKING:
         TextHook,
     )
     from rerank_plugins.reranker import Reranker
-    from rerank_plugins.results import EngineStats, RankedDocument, Ranking
+    from rerank_plugins.results import EngineStats, RankedDocument, Ranking, Window
 
 __version__ = "0.1.0"
 
@@ -53,7 +53,7 @@ _HOMES = {
     ),
     "protocols": ("EncodedPair", "LanguageDetector", "Normalizer", "Scorer", "TextHook"),
     "reranker": ("Reranker",),
-    "results": ("EngineStats", "RankedDocument", "Ranking"),
+    "results": ("EngineStats", "RankedDocument", "Ranking", "Window"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -82,6 +82,7 @@ __all__ = [
     "ScoringError",
     "TextHook",
     "Truncation",
+    "Window",
 ]
 
 

@@ -314,6 +314,7 @@ def _ranking(call: Call, keep: Keep) -> Ranking:
                 text=group.documents[i],
                 truncated=pairs[i].truncated,
                 cached=call.job.cached[i],
+                window=pairs[i].window,
             )
             for i in kept
         ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import math
+from dataclasses import asdict
 from typing import TYPE_CHECKING, get_args
 
 from rerank_plugins.cli.documents import (
@@ -179,6 +180,7 @@ def _as_json(ranking: Ranking, documents: Sequence[SourceDocument]) -> dict[str,
                 "source": documents[ranked.index].source,
                 "truncated": ranked.truncated,
                 "cached": ranked.cached,
+                "window": None if ranked.window is None else asdict(ranked.window),
             }
             for ranked in ranking
         ],

@@ -12,12 +12,20 @@ from rerank_plugins.models.settings import longest_pair
 if TYPE_CHECKING:
     from rerank_plugins.config import Truncation
     from rerank_plugins.models.files import ModelFiles
+    from rerank_plugins.models.windows import WindowRule
 
 
 def open_encoder(
-    files: ModelFiles, *, max_length: int | None, truncation: Truncation, segments: bool
+    files: ModelFiles,
+    *,
+    max_length: int | None,
+    truncation: Truncation,
+    segments: bool,
+    windows: WindowRule | None = None,
 ) -> PairEncoder:
     """Return the encoder of a model's pairs; *segments* says that the model reads them.
+
+    With *windows*, documents that are too long for a pair are encoded in windows.
 
     Raises:
         ConfigError: *max_length* is more than the model takes.
@@ -32,6 +40,7 @@ def open_encoder(
             truncation=truncation,
             cut_left=files.tokenizer_config.get("truncation_side") == "left",
             segments=segments,
+            windows=windows,
         )
     # The tokenizers library raises plain Exception.
     except Exception as exc:

@@ -13,6 +13,7 @@ from rerank_plugins.models.files import find_model
 from rerank_plugins.models.settings import model_activation
 from rerank_plugins.models.tokenizer import open_encoder
 from rerank_plugins.models.weights import choose_torch
+from rerank_plugins.models.windows import WindowRule, single_pairs
 from rerank_plugins.scorers.labels import check_head, to_logits
 from rerank_plugins.scorers.selection import Choice, as_set, backend_choice, installed_backends
 from rerank_plugins.scorers.torch.hardware import (
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from rerank_plugins.config import RerankConfig
     from rerank_plugins.models.encoding import PairEncoder, TokenPair
     from rerank_plugins.models.files import ModelFiles
+    from rerank_plugins.models.windows import WindowedPair
     from rerank_plugins.scorers.torch.hardware import PrecisionChoice
     from rerank_plugins.scorers.torch.packed import PackedExecution
     from rerank_plugins.scorers.torch.padded import PaddedExecution
@@ -108,7 +110,11 @@ class TorchScorer:
             device,
             torch_dtype(precision.precision),
             open_encoder=partial(
-                open_encoder, files, max_length=config.max_length, truncation=config.truncation
+                open_encoder,
+                files,
+                max_length=config.max_length,
+                truncation=config.truncation,
+                windows=WindowRule.of(config),
             ),
             trust_remote_code=config.trust_remote_code,
         )
@@ -128,7 +134,9 @@ class TorchScorer:
             raise
         return scorer
 
-    def encode(self, query: str, documents: Sequence[str]) -> list[TokenPair]:
+    def encode(
+        self, query: str, documents: Sequence[str]
+    ) -> list[TokenPair | WindowedPair[TokenPair]]:
         """Encode one query with each document, in order; safe in many threads."""
         return self._encoder.encode(query, documents)
 
@@ -176,7 +184,8 @@ class TorchScorer:
         Raises:
             ModelLoadError: it is not, or a pair's logit depends on its batch.
         """
-        pairs = self.encode("a query", ["and its document", "a longer document " * 5])
+        trial = self.encode("a query", ["and its document", "a longer document " * 5])
+        pairs = list(single_pairs(trial))
         try:
             alone = [self._run([pair]) for pair in pairs]
             check_head(self.name, alone[0].shape)
