@@ -257,12 +257,13 @@ class Dispatcher:
                 wrong.append((piece, logit))
             elif pair := piece.ticket.answer(piece.place, float(logit)):
                 answered.append((piece.ticket, pair))
-        tokens = batch_cost(batch, padded=False)
+        cost = batch_cost(batch, padded=self._padded)
+        padding = cost - sum(piece.tokens for piece in batch) if self._padded else 0
         with self._changed:
             self._stats.batches += 1
             self._stats.pairs_scored += len(answered)
-            self._stats.tokens_scored += tokens
-            self._stats.tokens_padded += batch_cost(batch, padded=self._padded) - tokens
+            self._stats.tokens_scored += cost - padding
+            self._stats.tokens_padded += padding
         self._cache.resolve(answered)
         for piece, logit in wrong:
             self._fail([piece], ScoringError(f"the logit is {logit}"))

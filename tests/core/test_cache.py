@@ -68,7 +68,9 @@ def test_one_pair_twice_in_a_request_is_one_ticket() -> None:
 
     tickets = cache.claim(job, [b"a", b"b", b"a"], [0, 1, 2])
     assert sorted(tickets) == [0, 1]
-    cache.resolve((ticket, CachedPair(float(place), truncated=False)) for place, ticket in tickets.items())
+    cache.resolve(
+        (ticket, CachedPair(float(place), truncated=False)) for place, ticket in tickets.items()
+    )
 
     job.future.result(timeout=0)
     assert [pair.logit for pair in job.pairs if pair] == [0.0, 1.0, 0.0]

@@ -136,8 +136,8 @@ class OnnxScorer:
 
     def _check_head(self) -> None:
         try:
-            trial = self.encode("a query", ["and its document"])
-            labels = self._run(list(single_pairs(trial)))
+            pair, *_ = single_pairs(self.encode("a query", ["and its document"]))
+            labels = self._run([pair])
         except ScoringError as exc:
             raise ModelLoadError(self.name, f"a trial run failed: {exc}") from exc
         check_head(self.name, labels.shape)
