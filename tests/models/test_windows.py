@@ -218,8 +218,7 @@ def test_offsets_count_in_the_size_of_the_token_cache() -> None:
     cache = TokenCache(ENTRY_BYTES + 4 * 10)
     ids = np.arange(10, dtype=np.int32)
     cache.keep("whole", Tokens(ids, 10, np.zeros((10, 2), np.int32)))
-    cache.keep("bare", Tokens(ids, 10))
+    assert cache.look_up(["whole"]) == [None]
 
-    whole, bare = cache.look_up(["whole", "bare"])
-    assert whole is None
-    assert bare is not None
+    cache.keep("bare", Tokens(ids, 10))
+    assert cache.look_up(["bare"]) != [None]
