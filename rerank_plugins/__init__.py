@@ -34,7 +34,7 @@ if TYPE_CHECKING:
         TextHook,
     )
     from rerank_plugins.reranker import Reranker
-    from rerank_plugins.results import DroppedDocument, EngineStats, RankedDocument, Ranking
+    from rerank_plugins.results import DroppedDocument, EngineStats, RankedDocument, Ranking, Window
 
 __version__ = "0.1.0"
 
@@ -61,7 +61,7 @@ _HOMES = {
         "TextHook",
     ),
     "reranker": ("Reranker",),
-    "results": ("DroppedDocument", "EngineStats", "RankedDocument", "Ranking"),
+    "results": ("DroppedDocument", "EngineStats", "RankedDocument", "Ranking", "Window"),
 }
 _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 
@@ -92,6 +92,7 @@ __all__ = [
     "ScoringError",
     "TextHook",
     "Truncation",
+    "Window",
 ]
 
 

@@ -1,48 +1,83 @@
-"""Token lengths to batches under a token budget. Pure functions."""
+"""Pairs to batches under a token budget. Pure functions."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+class Load(Protocol):
+    """What a pair adds to a batch: its ``own`` tokens, and those of the prefix that it begins with.
+
+    Pairs of one ``prefix`` share it: an unpadded batch computes it once. Empty means none, and then
+    ``prefix_tokens`` is 0.
+    """
+
+    @property
+    def own(self) -> int:
+        """Tokens without the prefix."""
+
+    @property
+    def prefix(self) -> bytes:
+        """The prefix by its digest."""
+
+    @property
+    def prefix_tokens(self) -> int:
+        """Tokens of the prefix."""
+
+
+def batch_order(pair: Load, *, padded: bool) -> tuple[bytes, int]:
+    """Return what waiting pairs are sorted by: those that cost least together lie side by side."""
+    # A padded batch repeats the prefix in each row: there it is part of the pair.
+    return (b"", pair.own + pair.prefix_tokens) if padded else (pair.prefix, pair.own)
+
+
 def next_batch(
-    lengths: Sequence[int], position: int, *, budget: int, padded: bool
+    pairs: Sequence[Load], position: int, *, budget: int, padded: bool
 ) -> tuple[int, int]:
-    """Return the slice ``(start, stop)`` of ascending *lengths* to score together.
+    """Return the slice ``(start, stop)`` of *pairs*, in `batch_order`, to score together.
 
     The slice holds *position*, the pair that has waited longest, and grows towards whichever
-    neighbour is nearer in length: padding is most of the cost when a short pair sits beside a long
-    one. A batch costs ``pairs * longest`` tokens where *padded*, else the sum of its lengths, and
-    stays within *budget*; a pair longer than the budget travels alone.
+    neighbour needs no further prefix, then whichever is nearer in length: padding is most of the
+    cost when a short pair sits beside a long one. Its `batch_cost` stays within *budget*; a pair
+    beyond the budget travels alone.
     """
-    anchor = lengths[position]
+    oldest = pairs[position]
     start, stop = position, position + 1
-    total, longest = anchor, anchor
-
-    def fits(length: int) -> bool:
-        if padded:
-            return (stop - start + 1) * max(longest, length) <= budget
-        return total + length <= budget
-
+    total = longest = oldest.own + oldest.prefix_tokens
+    anchor = batch_order(oldest, padded=padded)[1]
     while True:
-        shorter = lengths[start - 1] if start > 0 else None
-        longer = lengths[stop] if stop < len(lengths) else None
-        take_longer = (
-            longer is not None
-            and (shorter is None or longer - anchor <= anchor - shorter)
-            and fits(longer)
-        )
-        if take_longer and longer is not None:
-            total, longest, stop = total + longer, longer, stop + 1
-        elif shorter is not None and fits(shorter):
-            total, start = total + shorter, start - 1
-        else:
+        best: tuple[bool, int, int, int] | None = None
+        # The longer neighbour first: it is taken where both are as near.
+        for place, edge in ((stop, stop - 1), (start - 1, start)):
+            if not 0 <= place < len(pairs):
+                continue
+            pair = pairs[place]
+            prefix, length = batch_order(pair, padded=padded)
+            further = not padded and prefix != pairs[edge].prefix
+            if padded:
+                cost = (stop - start + 1) * max(longest, length)
+            else:
+                cost = total + length + (pair.prefix_tokens if further else 0)
+            nearness = further, abs(length - anchor)
+            if cost <= budget and (best is None or nearness < best[:2]):
+                best = *nearness, place, cost
+        if best is None:
             return start, stop
+        _, _, place, total = best
+        longest = max(longest, batch_order(pairs[place], padded=padded)[1])
+        start, stop = min(start, place), max(stop, place + 1)
 
 
-def batch_cost(lengths: Sequence[int], *, padded: bool) -> int:
-    """Tokens that a batch of pairs of these *lengths* makes the model compute."""
-    return max(lengths, default=0) * len(lengths) if padded else sum(lengths)
+def batch_cost(pairs: Sequence[Load], *, padded: bool) -> int:
+    """Tokens that a batch of *pairs* makes the model compute.
+
+    Where *padded*, its longest pair times their number; else what is their own, and each prefix
+    among them once.
+    """
+    if padded:
+        return max((pair.own + pair.prefix_tokens for pair in pairs), default=0) * len(pairs)
+    prefixes = {pair.prefix: pair.prefix_tokens for pair in pairs}
+    return sum(pair.own for pair in pairs) + sum(prefixes.values())

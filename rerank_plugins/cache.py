@@ -82,15 +82,15 @@ class PairCache:
             kept = self._kept if self._kept is not None else {}
             return all(key in kept or key in self._tickets for key in keys)
 
-    def resolve(self, scored: Iterable[tuple[Ticket, float]]) -> None:
-        """Keep logits, and hand each to whoever waits for it."""
+    def resolve(self, scored: Iterable[tuple[Ticket, CachedPair]]) -> None:
+        """Keep results, and hand each to whoever waits for it."""
         answered: dict[int, Job] = {}
         with self._lock:
-            for ticket, logit in scored:
-                pair = CachedPair(logit, ticket.truncated)
+            for ticket, pair in scored:
+                if not self._settle(ticket):
+                    continue
                 if self._kept is not None:
                     self._kept[ticket.key] = pair
-                del self._tickets[ticket.key]
                 for job, place in ticket.waiters:
                     job.deliver(place, pair)
                     answered[id(job)] = job
@@ -102,7 +102,7 @@ class PairCache:
         waiters: list[Waiter] = []
         with self._lock:
             for ticket in tickets:
-                if self._tickets.pop(ticket.key, None) is not None:
+                if self._settle(ticket):
                     waiters.extend(ticket.waiters)
         for waiter in waiters:
             if waiter.job.waiting:
@@ -117,13 +117,16 @@ class PairCache:
     def drop_unwanted(self, tickets: Iterable[Ticket]) -> set[int]:
         """Forget tickets that nobody waits for any more; returns their `id`.
 
-        Looking and forgetting happen under one lock, so nobody joins a ticket that is going.
+        Those that were settled before are not among them. Looking and forgetting happen under one
+        lock, so nobody joins a ticket that is going.
         """
         dropped: set[int] = set()
         # A job is asked once, not once for each of its thousands of pairs.
         waiting: dict[int, bool] = {}
         with self._lock:
             for ticket in tickets:
+                if ticket.settled:
+                    continue
                 for job, _ in ticket.waiters:
                     wanted = waiting.get(id(job))
                     if wanted is None:
@@ -131,9 +134,20 @@ class PairCache:
                     if wanted:
                         break
                 else:
-                    self._tickets.pop(ticket.key, None)
+                    self._settle(ticket)
                     dropped.add(id(ticket))
         return dropped
+
+    def _settle(self, ticket: Ticket) -> bool:
+        """Take a ticket off the table, once; the lock is held.
+
+        What is left of one that went before must not take a new ticket of the same pair along.
+        """
+        if ticket.settled:
+            return False
+        ticket.settled = True
+        del self._tickets[ticket.key]
+        return True
 
     def clear(self) -> None:
         """Forget every logit; pairs on their way stay."""

@@ -7,25 +7,29 @@ import threading
 import time
 from bisect import bisect_left, insort
 from collections import deque
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import count
-from typing import TYPE_CHECKING, overload
+from operator import attrgetter
+from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rerank_plugins.batching import batch_cost, next_batch
+from rerank_plugins.batching import batch_cost, batch_order, next_batch
 from rerank_plugins.errors import ClosedError, QueueFullError, RerankTimeoutError, ScoringError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from rerank_plugins.cache import PairCache
-    from rerank_plugins.jobs import Ticket, Waiter
+    from rerank_plugins.jobs import CachedPair, Piece, Ticket, Waiter
     from rerank_plugins.protocols import AnyScorer
 
 logger = logging.getLogger(__name__)
+
+_order = attrgetter("order")
 
 EXIT_WAIT_S = 30.0
 """How long a closing waits for the running batch: a scorer that never returns must not hold it."""
@@ -63,8 +67,8 @@ class Dispatcher:
         self._batch_tokens = batch_tokens
         self._queue_tokens = queue_tokens
         self._changed = threading.Condition()
-        self._sorted: list[Ticket] = []
-        self._arrival: deque[Ticket] = deque()
+        self._sorted: list[Piece] = []
+        self._arrival: deque[Piece] = deque()
         self._queued: set[int] = set()
         self._numbers = count()
         self._stats = DispatchStats()
@@ -93,7 +97,7 @@ class Dispatcher:
         """Raise `QueueFullError` if the queue is at its bound."""
         with self._changed:
             if self.full:
-                self._forget(self._cache.drop_unwanted(self._sorted))
+                self._forget(self._cache.drop_unwanted(piece.ticket for piece in self._sorted))
             if self.full:
                 wait_s = self._retry_after_s()
                 raise QueueFullError(
@@ -102,8 +106,8 @@ class Dispatcher:
                     retry_after_s=wait_s,
                 )
 
-    def submit(self, tickets: Sequence[Ticket]) -> None:
-        """Queue encoded tickets; they are resolved or failed through the cache.
+    def submit(self, pieces: Sequence[Piece]) -> None:
+        """Queue what is to be scored; its tickets are resolved or failed through the cache.
 
         Raises:
             ClosedError: the dispatcher was closed; the tickets are still the caller's.
@@ -117,12 +121,13 @@ class Dispatcher:
                 )
                 worker.start()
                 self._worker = worker
-            for ticket in tickets:
-                ticket.number = next(self._numbers)
-                insort(self._sorted, ticket, key=_order)
-            self._arrival.extend(tickets)
-            self._queued.update(map(id, tickets))
-            self._stats.tokens_waiting += sum(ticket.tokens for ticket in tickets)
+            for piece in pieces:
+                place = batch_order(piece, padded=self._padded)
+                piece.order = *place, next(self._numbers)
+                insort(self._sorted, piece, key=_order)
+            self._arrival.extend(pieces)
+            self._queued.update(map(id, pieces))
+            self._stats.tokens_waiting += sum(piece.tokens for piece in pieces)
             self._changed.notify_all()
 
     def close(self, *, wait: bool = True) -> None:
@@ -181,9 +186,9 @@ class Dispatcher:
             self._queued.clear()
             self._stats.tokens_waiting = 0
             self._changed.notify_all()
-        return waiting
+        return [piece.ticket for piece in waiting]
 
-    def _next_batch(self) -> list[Ticket]:
+    def _next_batch(self) -> list[Piece]:
         """Wait for pairs and form a batch around the oldest; empty once closed."""
         with self._changed:
             while not self._closed:
@@ -194,36 +199,36 @@ class Dispatcher:
                     continue
                 oldest = self._arrival[0]
                 start, stop = next_batch(
-                    _Lengths(self._sorted),
-                    bisect_left(self._sorted, _order(oldest), key=_order),
+                    self._sorted,
+                    bisect_left(self._sorted, oldest.order, key=_order),
                     budget=self._batch_tokens,
                     padded=self._padded,
                 )
                 batch = self._sorted[start:stop]
                 del self._sorted[start:stop]
                 self._queued.difference_update(map(id, batch))
-                self._stats.tokens_waiting -= sum(ticket.tokens for ticket in batch)
+                self._stats.tokens_waiting -= sum(piece.tokens for piece in batch)
                 self._changed.notify_all()
                 if batch := self._wanted(batch):
                     return batch
         return []
 
-    def _wanted(self, batch: Sequence[Ticket]) -> list[Ticket]:
-        """Leave out, and count, what nobody waits for any more."""
-        dropped = self._cache.drop_unwanted(batch)
+    def _wanted(self, batch: Sequence[Piece]) -> list[Piece]:
+        """Leave out what nobody waits for any more, and count the pairs of it."""
+        dropped = self._cache.drop_unwanted(piece.ticket for piece in batch)
         with self._changed:
             self._stats.pairs_dropped += len(dropped)
-        return [ticket for ticket in batch if id(ticket) not in dropped]
+        return [piece for piece in batch if not piece.ticket.settled]
 
     def _forget(self, dropped: set[int]) -> None:
-        """Take dropped tickets out of the queue; the lock is held."""
+        """Take what was dropped, or has failed, out of the queue; the lock is held."""
         self._stats.pairs_dropped += len(dropped)
-        self._stats.tokens_waiting -= sum(t.tokens for t in self._sorted if id(t) in dropped)
-        self._sorted = [ticket for ticket in self._sorted if id(ticket) not in dropped]
-        self._queued -= dropped
+        self._sorted = [piece for piece in self._sorted if not piece.ticket.settled]
+        self._queued = set(map(id, self._sorted))
+        self._stats.tokens_waiting = sum(piece.tokens for piece in self._sorted)
         self._changed.notify_all()
 
-    def _score(self, batch: Sequence[Ticket]) -> None:
+    def _score(self, batch: Sequence[Piece]) -> None:
         """Score a batch; where it fails, halve it until the guilty pair stands alone."""
         failure: BaseException | None = None
         try:
@@ -244,31 +249,34 @@ class Dispatcher:
                 if wanted := self._wanted(part):
                     self._score(wanted)
 
-    def _resolve(self, batch: Sequence[Ticket], logits: NDArray[np.float32]) -> None:
-        finite = np.isfinite(logits)
-        lengths = [ticket.tokens for ticket in batch]
-        padding = batch_cost(lengths, padded=self._padded) - sum(lengths)
+    def _resolve(self, batch: Sequence[Piece], logits: NDArray[np.float32]) -> None:
+        answered: list[tuple[Ticket, CachedPair]] = []
+        wrong: list[tuple[Piece, np.float32]] = []
+        for piece, logit in zip(batch, logits, strict=True):
+            if not np.isfinite(logit):
+                wrong.append((piece, logit))
+            elif pair := piece.ticket.answer(piece.place, float(logit)):
+                answered.append((piece.ticket, pair))
+        cost = batch_cost(batch, padded=self._padded)
+        padding = cost - sum(piece.tokens for piece in batch) if self._padded else 0
         with self._changed:
             self._stats.batches += 1
-            self._stats.pairs_scored += int(finite.sum())
-            self._stats.tokens_scored += sum(lengths)
+            self._stats.pairs_scored += len(answered)
+            self._stats.tokens_scored += cost - padding
             self._stats.tokens_padded += padding
-        self._cache.resolve(
-            (ticket, float(logit))
-            for ticket, logit, fine in zip(batch, logits, finite, strict=True)
-            if fine
-        )
-        for ticket, logit, fine in zip(batch, logits, finite, strict=True):
-            if not fine:
-                self._fail([ticket], ScoringError(f"the logit is {logit}"))
+        self._cache.resolve(answered)
+        for piece, logit in wrong:
+            self._fail([piece], ScoringError(f"the logit is {logit}"))
 
-    def _fail(self, tickets: Sequence[Ticket], cause: BaseException) -> None:
+    def _fail(self, pieces: Sequence[Piece], cause: BaseException) -> None:
+        # Once for each: several windows of one document may fail together.
+        tickets = {id(piece.ticket): piece.ticket for piece in pieces if not piece.ticket.settled}
         with self._changed:
             self._stats.pairs_failed += len(tickets)
-        self._cache.fail(tickets, partial(self._scoring_error, cause=cause))
+        self._cache.fail(tickets.values(), partial(self._scoring_error, cause=cause))
 
-    def _forward(self, batch: Sequence[Ticket]) -> NDArray[np.float32]:
-        logits = np.asarray(self._scorer.forward([ticket.encoded for ticket in batch]))
+    def _forward(self, batch: Sequence[Piece]) -> NDArray[np.float32]:
+        logits = np.asarray(self._scorer.forward([piece.encoded for piece in batch]))
         if logits.shape != (len(batch),) or logits.dtype.kind not in "fiu":
             raise _BrokenContractError(
                 f"forward gave {logits.dtype} of shape {logits.shape} for {len(batch)} pairs"
@@ -293,31 +301,6 @@ class Dispatcher:
 
 class _BrokenContractError(ScoringError):
     """The scorer's answer fits no batch: no pair of it is to blame."""
-
-
-class _Lengths(Sequence[int]):
-    """The lengths of sorted tickets, read as they are needed: a batch looks at few of many."""
-
-    def __init__(self, tickets: Sequence[Ticket]) -> None:
-        self._tickets = tickets
-
-    def __len__(self) -> int:
-        return len(self._tickets)
-
-    @overload
-    def __getitem__(self, key: int) -> int: ...
-
-    @overload
-    def __getitem__(self, key: slice) -> list[int]: ...
-
-    def __getitem__(self, key: int | slice) -> int | list[int]:
-        if isinstance(key, slice):
-            return [ticket.tokens for ticket in self._tickets[key]]
-        return self._tickets[key].tokens
-
-
-def _order(ticket: Ticket) -> tuple[int, int]:
-    return ticket.tokens, ticket.number
 
 
 def _closed_error(_: Waiter) -> ClosedError:

@@ -27,7 +27,7 @@ from rerank_plugins.results import EngineStats
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from rerank_plugins.jobs import Job, Ticket, Waiter
+    from rerank_plugins.jobs import Job, Piece, Ticket, Waiter
     from rerank_plugins.protocols import AnyScorer, EncodedPair
 
 CHUNK_PAIRS = 64
@@ -149,12 +149,18 @@ class Engine:
         encode: Callable[[Sequence[str]], Sequence[EncodedPair]],
         texts: Sequence[str],
         tickets: Sequence[Ticket],
-    ) -> list[Ticket]:
-        """Encode claimed tickets; returns those that could be, the others have failed."""
+    ) -> list[Piece]:
+        """Encode claimed tickets; returns what is to be scored of those that could be.
+
+        The others have failed.
+        """
         try:
             encoded = encode(texts)
-            for ticket, pair in zip(tickets, encoded, strict=True):
-                ticket.take(pair)
+            pieces = [
+                piece
+                for ticket, pair in zip(tickets, encoded, strict=True)
+                for piece in ticket.take(pair)
+            ]
         # A plug-in may raise anything, and other requests may wait for these tickets.
         except Exception as exc:  # noqa: BLE001
             if len(tickets) == 1:
@@ -164,18 +170,19 @@ class Engine:
             self._cache.fail(tickets, partial(_encoding_error, scorer=scorer, cause=exc))
             raise
         else:
-            return list(tickets)
+            return pieces
         return [
-            done
+            piece
             for ticket, text in zip(tickets, texts, strict=True)
-            for done in self._encode(scorer, encode, [text], [ticket])
+            for piece in self._encode(scorer, encode, [text], [ticket])
         ]
 
-    def _queue(self, dispatcher: Dispatcher, tickets: Sequence[Ticket]) -> None:
+    def _queue(self, dispatcher: Dispatcher, pieces: Sequence[Piece]) -> None:
         """Queue encoded tickets; where that cannot be done, they fail."""
         try:
-            dispatcher.submit(tickets)
+            dispatcher.submit(pieces)
         except BaseException as exc:
+            tickets = [piece.ticket for piece in pieces]
             self._cache.fail(tickets, partial(_queueing_error, cause=exc))
             if not isinstance(exc, ClosedError):
                 raise

@@ -33,6 +33,8 @@ def ranking_of(call: Call, keep: Keep) -> Ranking:
                 truncated=pairs[scored[i]].truncated,
                 cached=call.job.cached[scored[i]],
                 duplicate_of=copies.get(places[i]),
+                # A window is of one text, and a near duplicate has another.
+                window=pairs[scored[i]].window if scored[i] == places[i] else None,
             )
             for i in kept
         ),

@@ -7,10 +7,13 @@ import operator
 import threading
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from rerank_plugins.models.windows import WindowedPair
 
 if TYPE_CHECKING:
-    from rerank_plugins.protocols import EncodedPair
+    from rerank_plugins.protocols import EncodedPair, SharedPrefix
+    from rerank_plugins.results import Window
 
 
 class CachedPair(NamedTuple):
@@ -18,6 +21,7 @@ class CachedPair(NamedTuple):
 
     logit: float
     truncated: bool
+    window: Window | None = None
 
 
 class Job:
@@ -96,18 +100,67 @@ class Waiter(NamedTuple):
 class Ticket:
     """A distinct pair on its way through the scorer, and who waits for it.
 
-    ``number`` is its place in the order of arrival, once it is queued.
+    ``settled`` says that it was answered, failed or dropped: set by the pair cache, under its lock.
     """
 
     key: bytes
     waiters: list[Waiter] = field(default_factory=list)
-    encoded: EncodedPair | None = None
-    tokens: int = 1
-    truncated: bool = False
-    number: int = 0
+    settled: bool = False
+    _windowed: WindowedPair[EncodedPair] | None = None
+    _truncated: bool = False
+    _logits: dict[int, float] = field(default_factory=dict)
 
-    def take(self, encoded: EncodedPair) -> None:
-        """Keep the encoded pair; what is wrong with it fails here, in its caller's thread."""
-        self.tokens = max(1, operator.index(encoded.tokens))
-        self.truncated = bool(encoded.truncated)
-        self.encoded = encoded
+    def take(self, encoded: EncodedPair | WindowedPair[EncodedPair]) -> list[Piece]:
+        """Return what there is to score: the pair itself, or each window of a long document.
+
+        What is wrong with an encoded pair fails here, in its caller's thread.
+        """
+        windows = encoded.windows if isinstance(encoded, WindowedPair) else (encoded,)
+        if not windows:
+            raise ValueError("a document in no windows has no logit")
+        self._truncated = bool(encoded.truncated)
+        self._windowed = encoded if isinstance(encoded, WindowedPair) else None
+        return [Piece.of(self, place, pair) for place, pair in enumerate(windows)]
+
+    def answer(self, place: int, logit: float) -> CachedPair | None:
+        """Note the logit of one piece; returns the pair's result once all of them are there."""
+        if self._windowed is None:
+            return CachedPair(logit, self._truncated)
+        self._logits[place] = logit
+        count = len(self._windowed.windows)
+        if len(self._logits) < count:
+            return None
+        whole, window = self._windowed.combine([self._logits[i] for i in range(count)])
+        return CachedPair(whole, self._truncated, window)
+
+
+@dataclass(eq=False, slots=True)
+class Piece:
+    """What the queue holds of a ticket: its pair, or one window of it, and what that costs.
+
+    ``own`` counts its tokens without the ``prefix`` that it shares with others. ``order`` is its
+    place among what waits, once it is queued: as `batch_order`, then by arrival.
+    """
+
+    ticket: Ticket
+    place: int
+    encoded: EncodedPair
+    own: int
+    prefix: bytes = b""
+    prefix_tokens: int = 0
+    order: tuple[bytes, int, int] = (b"", 0, 0)
+
+    @classmethod
+    def of(cls, ticket: Ticket, place: int, encoded: EncodedPair) -> Self:
+        """Read what an encoded pair costs."""
+        tokens = operator.index(encoded.tokens)
+        prefix: SharedPrefix | None = getattr(encoded, "prefix", None)
+        if prefix is None:
+            return cls(ticket, place, encoded, max(1, tokens))
+        shared = operator.index(prefix.tokens)
+        return cls(ticket, place, encoded, max(1, tokens - shared), bytes(prefix.key), shared)
+
+    @property
+    def tokens(self) -> int:
+        """Its length, as it would cost alone."""
+        return self.own + self.prefix_tokens

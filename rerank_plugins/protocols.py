@@ -14,12 +14,29 @@ Role = Literal["query", "document"]
 """Which side of a pair a text stands on."""
 
 
-class EncodedPair(Protocol):
-    """A pair as its scorer wants it, made by `Scorer.encode` and read by `Scorer.forward`."""
+class SharedPrefix(Protocol):
+    """Tokens with which all pairs of one query begin."""
+
+    @property
+    def key(self) -> bytes:
+        """A digest of them: equal where the tokens are, and not empty."""
 
     @property
     def tokens(self) -> int:
-        """Length in tokens, at least 1: what the pair costs in a batch."""
+        """How many they are."""
+
+
+class EncodedPair(Protocol):
+    """A pair as its scorer wants it, made by `Scorer.encode` and read by `Scorer.forward`.
+
+    It may also have a ``prefix``: a `SharedPrefix`, or None. A scorer whose batches are not padded
+    then computes each prefix once a batch, pairs that share one travel together, and a batch costs
+    what its pairs have of their own and each prefix once.
+    """
+
+    @property
+    def tokens(self) -> int:
+        """Length in tokens with its prefix, at least 1: what the pair costs alone."""
 
     @property
     def truncated(self) -> bool:

@@ -14,6 +14,20 @@ Reason = Literal["duplicate", "max_candidates"]
 
 
 @dataclass(frozen=True, slots=True)
+class Window:
+    """The part of a long document that answered best: window ``index`` of ``count``, from 0.
+
+    It holds the characters ``[start, end)`` of the text as it was scored, which is the caller's own
+    where no normalizer and no hook changed it.
+    """
+
+    index: int
+    count: int
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
 class RankedDocument:
     """One document of a ranking.
 
@@ -23,6 +37,8 @@ class RankedDocument:
     ``truncated`` says that the scorer did not read the whole document, ``cached`` that the logit
     came from the pair cache. ``duplicate_of`` is the index of an earlier document that this one
     repeats, and whose logit it has; it is None where no setting asks for duplicates to be found.
+    ``window`` is the best window of a document that was scored in windows, None where it fitted or
+    was cut.
     """
 
     index: int
@@ -32,6 +48,7 @@ class RankedDocument:
     truncated: bool = False
     cached: bool = False
     duplicate_of: int | None = None
+    window: Window | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +104,10 @@ class Ranking:
 class EngineStats:
     """Counters of one engine since it was opened; the unit is in each name.
 
-    ``pairs_scored`` went through the model; ``pairs_joined`` waited for a pair that another
-    request, or the same one, was scoring already. ``tokens_padded`` counts the padding that was
-    computed beside ``tokens_scored``.
+    ``pairs_scored`` went through the model, a document in windows counted once; ``pairs_joined``
+    waited for a pair that another request, or the same one, was scoring already. ``tokens_scored``
+    counts what was computed: a prefix that pairs share once a batch, where the scorer shares it.
+    ``tokens_padded`` counts the padding that was computed beside.
     """
 
     scorer: str

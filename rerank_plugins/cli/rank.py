@@ -6,6 +6,7 @@ import argparse
 import asyncio
 import math
 from collections import Counter
+from dataclasses import asdict
 from typing import TYPE_CHECKING, get_args
 
 from rerank_plugins.cli.documents import (
@@ -181,6 +182,7 @@ def _as_json(ranking: Ranking, documents: Sequence[SourceDocument]) -> dict[str,
                 "truncated": ranked.truncated,
                 "cached": ranked.cached,
                 "duplicate_of": ranked.duplicate_of,
+                "window": None if ranked.window is None else asdict(ranked.window),
             }
             for ranked in ranking
         ],

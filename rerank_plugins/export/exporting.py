@@ -29,6 +29,7 @@ from rerank_plugins.models.hub import SETTINGS, TOKENIZER
 from rerank_plugins.models.manifest import EXACT, total_bytes
 from rerank_plugins.models.settings import longest_pair
 from rerank_plugins.models.weights import choose_torch
+from rerank_plugins.models.windows import single_pairs
 from rerank_plugins.scorers.onnx.scorer import OnnxScorer
 from rerank_plugins.scorers.runtime import import_onnxruntime
 
@@ -208,7 +209,7 @@ class _Export:
         scorer = self._open(FP32)
         try:
             for group in self._texts.calibration:
-                for pair in scorer.encode(group.query, group.documents):
+                for pair in single_pairs(scorer.encode(group.query, group.documents)):
                     batch = pad([pair], scorer.pad_id)
                     yield {name: batch[name] for name in names}
         finally:
@@ -242,7 +243,7 @@ def _batches(scorer: OnnxScorer, groups: Sequence[QueryGroup]) -> Iterator[list[
     """Encode each query with its documents, in batches of up to `BATCH_TOKENS`."""
     for group in groups:
         batch: list[TokenPair] = []
-        for pair in scorer.encode(group.query, group.documents):
+        for pair in single_pairs(scorer.encode(group.query, group.documents)):
             longest = max(other.tokens for other in (pair, *batch))
             if batch and longest * (len(batch) + 1) > BATCH_TOKENS:
                 yield batch

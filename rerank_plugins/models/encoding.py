@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from rerank_plugins.config import SpecialTokens, Truncation
 from rerank_plugins.models.special_tokens import TextTokenizer
+from rerank_plugins.models.template import PairTemplate
 from rerank_plugins.models.token_cache import TokenCache, Tokens
+from rerank_plugins.models.windows import in_windows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from tokenizers import Encoding, Tokenizer
 
+    from rerank_plugins.models.windows import WindowedPair, WindowRule
 
 TOKEN_CACHE_BYTES = 64_000_000
 """About 50 000 documents of 240 words, so that a further query on them is tokenised alone."""
@@ -106,85 +110,14 @@ def cut_only_second(query: int, document: int, room: int, max_length: int) -> tu
     return query, min(document, room - query)
 
 
-@dataclass(frozen=True, slots=True)
-class PairTemplate:
-    """The special tokens around a pair: ``before query between document after``.
-
-    Each part holds (id, segment) of its tokens; the texts have one segment each.
-    """
-
-    before: tuple[tuple[int, int], ...]
-    between: tuple[tuple[int, int], ...]
-    after: tuple[tuple[int, int], ...]
-    query_segment: int
-    document_segment: int
-
-    @classmethod
-    def learn(cls, tokenizer: Tokenizer) -> Self:
-        """Read the template off a pair that *tokenizer* joins itself.
-
-        Raises:
-            ValueError: its pairs are not of this form.
-        """
-        encoded = tokenizer.encode("a query", "and its document")
-        sides = encoded.sequence_ids
-        marked = list(zip(encoded.ids, encoded.type_ids, strict=True))
-        if 0 not in sides or 1 not in sides:
-            raise ValueError("it gives no tokens for plain English words")
-        query, document = sides.index(0), sides.index(1)
-        query_end, document_end = query + sides.count(0), document + sides.count(1)
-        template = cls(
-            before=tuple(marked[:query]),
-            between=tuple(marked[query_end:document]),
-            after=tuple(marked[document_end:]),
-            query_segment=marked[query][1],
-            document_segment=marked[document][1],
-        )
-        ids, segments = template.join(
-            np.array(encoded.ids[query:query_end], np.int32),
-            np.array(encoded.ids[document:document_end], np.int32),
-        )
-        if (ids.tolist(), segments.tolist()) != (encoded.ids, encoded.type_ids):
-            raise ValueError("it does not join two texts as: special tokens, query, …, document, …")
-        if not template.length:
-            # Without them the model sees one text, and its scores are off by a little.
-            why = "" if tokenizer.post_processor else "; tokenizer.json has no post_processor"
-            raise ValueError(f"it puts no special tokens around a pair{why}")
-        return template
-
-    @property
-    def length(self) -> int:
-        """Special tokens in a pair."""
-        return len(self.before) + len(self.between) + len(self.after)
-
-    def join(
-        self, query: NDArray[np.int32], document: NDArray[np.int32]
-    ) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """Return ids and segments of the whole pair, each (tokens,)."""
-        ids = [_column(self.before, 0), query, _column(self.between, 0), document]
-        segments = [
-            _column(self.before, 1),
-            np.full(len(query), self.query_segment, np.int32),
-            _column(self.between, 1),
-            np.full(len(document), self.document_segment, np.int32),
-        ]
-        return (
-            np.concatenate([*ids, _column(self.after, 0)]),
-            np.concatenate([*segments, _column(self.after, 1)]),
-        )
-
-
-def _column(part: tuple[tuple[int, int], ...], place: int) -> NDArray[np.int32]:
-    return np.array([token[place] for token in part], np.int32)
-
-
 class PairEncoder:
     """Encodes pairs with a tokenizer whose state is set here and never touched again.
 
     That makes `encode` safe in many threads at once. Ids equal those of a fast tokenizer of
     transformers called on the pair, with one difference: where *special_tokens* are plain, the text
     of one inside a query or document ("[SEP]", "</s>") is spelled out, so that a document cannot
-    pretend to end, or to be a query.
+    pretend to end, or to be a query. With *windows*, a document longer than the room that the
+    truncation leaves it becomes several pairs, which hold all of it.
 
     Raises:
         ValueError: the tokenizer makes no pairs, or *max_length* leaves no room for the texts.
@@ -199,6 +132,7 @@ class PairEncoder:
         special_tokens: SpecialTokens = SpecialTokens.PLAIN,
         cut_left: bool = False,
         segments: bool = True,
+        windows: WindowRule | None = None,
     ) -> None:
         self._tokenizer = TextTokenizer(tokenizer, special_tokens)
         self.max_length = max_length
@@ -212,6 +146,7 @@ class PairEncoder:
             )
         self._cut_left = cut_left
         self._segments = segments
+        self._windows = windows
         self._documents = TokenCache(TOKEN_CACHE_BYTES)
 
     @property
@@ -220,22 +155,23 @@ class PairEncoder:
         template = blake2b(repr(self.template).encode(), digest_size=4).hexdigest()
         side = " from the left" if self._cut_left else ""
         segments = "" if self._segments else " without segments"
-        special = self._tokenizer.identity
-        return (
-            f"{self.truncation}{side} at {self.max_length}, template {template}{segments}{special}"
-        )
+        windows = f", {self._windows}" if self._windows is not None else ""
+        cut = f"{self.truncation}{side} at {self.max_length}"
+        return f"{cut}, template {template}{segments}{windows}{self._tokenizer.identity}"
 
     def token_to_id(self, token: str) -> int | None:
         """Return the id of a token of the vocabulary, or None where there is no such."""
         return self._tokenizer.token_to_id(token)
 
-    def encode(self, query: str, documents: Sequence[str]) -> list[TokenPair]:
+    def encode(
+        self, query: str, documents: Sequence[str]
+    ) -> list[TokenPair | WindowedPair[TokenPair]]:
         """Encode one query with each document, in order."""
         if not documents:
             return []
         known = self._documents.look_up(documents)
         new = [text for text, tokens in zip(documents, known, strict=True) if tokens is None]
-        encoded = self._tokenizer.encode([query, *new])
+        encoded = self._tokenizer.encode([query, *new], offsets=self._windows is not None)
         query_tokens = self._plain(encoded[0])
         fresh = iter(encoded[1:])
         return [
@@ -248,26 +184,33 @@ class PairEncoder:
         self._documents.keep(text, tokens)
         return tokens
 
-    def _pair(self, query: Tokens, document: Tokens) -> TokenPair:
+    def _pair(self, query: Tokens, document: Tokens) -> TokenPair | WindowedPair[TokenPair]:
         room = max(0, self.max_length - self.template.length)
         if self.truncation is Truncation.ONLY_SECOND:
             kept = cut_only_second(query.length, document.length, room, self.max_length)
         else:
             kept = cut_longest_first(query.length, document.length, room)
-        ids, segments = self.template.join(
-            self._cut(query.ids, kept[0]), self._cut(document.ids, kept[1])
-        )
-        return TokenPair(
-            ids=ids,
-            segments=segments if self._segments else None,
-            truncated=kept[1] < document.length,
-        )
+        asked = self._cut(query.ids, kept[0])
+        truncated = kept[1] < document.length
+        # Beside a query that takes all the room there is no window, and nothing of the document.
+        if truncated and self._windows is not None and kept[1]:
+            return in_windows(document, kept[1], self._windows, partial(self._join, asked))
+        return self._join(asked, self._cut(document.ids, kept[1]), truncated=truncated)
+
+    def _join(
+        self, query: NDArray[np.int32], document: NDArray[np.int32], *, truncated: bool = False
+    ) -> TokenPair:
+        ids, segments = self.template.join(query, document)
+        return TokenPair(ids, segments if self._segments else None, truncated)
 
     def _cut(self, ids: NDArray[np.int32], kept: int) -> NDArray[np.int32]:
         return ids[len(ids) - kept :] if self._cut_left else ids[:kept]
 
     def _plain(self, encoded: Encoding) -> Tokens:
-        """Return a text's tokens, as many of them as a pair may hold."""
-        ids = self._tokenizer.ids(encoded)
+        """Return a text's tokens: as many as a pair may hold, or all where windows need them."""
+        ids, offsets = self._tokenizer.read(encoded, offsets=self._windows is not None)
         # int32: half the memory of int64 while a pair waits and a document is kept.
-        return Tokens(self._cut(np.array(ids, np.int32), min(len(ids), self.max_length)), len(ids))
+        whole = np.array(ids, np.int32)
+        if offsets is not None:
+            return Tokens(whole, len(ids), offsets)
+        return Tokens(self._cut(whole, min(len(ids), self.max_length)), len(ids))

@@ -25,14 +25,16 @@ from rerank_plugins.models.encoding import (
 from rerank_plugins.models.families import DOCUMENT, INSTRUCTION, QUERY, fill
 from rerank_plugins.models.special_tokens import TextTokenizer
 from rerank_plugins.models.token_cache import TokenCache, Tokens
+from rerank_plugins.models.windows import in_windows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from numpy.typing import NDArray
-    from tokenizers import Tokenizer
+    from tokenizers import Encoding, Tokenizer
 
     from rerank_plugins.models.families import Family
+    from rerank_plugins.models.windows import WindowedPair, WindowRule
 
 SEAM_CHARACTERS: Final = 64
 """How much of a document is looked at to see whether a token crosses its beginning."""
@@ -68,9 +70,9 @@ class Frame:
     after: tuple[Part, ...]
 
     @classmethod
-    def of(cls, family: Family, added_tokens: dict[str, int]) -> Frame:
-        """Split the pieces of *family*; *added_tokens* are the ids of special tokens by text."""
-        parts = [part for piece in family.pieces for part in _split(piece, added_tokens)]
+    def of(cls, family: Family, markup: dict[str, int]) -> Frame:
+        """Split the pieces of *family*; *markup* are the ids of special tokens by text."""
+        parts = [part for piece in family.pieces for part in _split(piece, markup)]
         asks = next(i for i, part in enumerate(parts) if QUERY in part.text)
         shows = next(i for i, part in enumerate(parts) if DOCUMENT in part.text)
         stem, trail = parts[shows].text.split(DOCUMENT)
@@ -93,12 +95,12 @@ class Frame:
         return self.query.rpartition(QUERY)[2] if self.together else ""
 
 
-def _split(piece: str, added_tokens: dict[str, int]) -> list[Part]:
-    if not added_tokens:
+def _split(piece: str, markup: dict[str, int]) -> list[Part]:
+    if not markup:
         return [Part(piece)]
-    longest_first = sorted(added_tokens, key=len, reverse=True)
+    longest_first = sorted(markup, key=len, reverse=True)
     texts = re.split(f"({'|'.join(map(re.escape, longest_first))})", piece)
-    return [Part(text, added_tokens.get(text)) for text in texts if text]
+    return [Part(text, markup.get(text)) for text in texts if text]
 
 
 class _Document(NamedTuple):
@@ -154,12 +156,14 @@ class PromptEncoder:
         max_length: int,
         truncation: Truncation = Truncation.AUTO,
         special_tokens: SpecialTokens = SpecialTokens.PLAIN,
+        windows: WindowRule | None = None,
     ) -> None:
         self.family = family
         self.max_length = max_length
         self._truncation = truncation
+        self._windows = windows
         self._tokenizer = TextTokenizer(tokenizer, special_tokens)
-        self._frame = Frame.of(family, self._tokenizer.added_tokens)
+        self._frame = Frame.of(family, self._tokenizer.markup)
         self._parts_at_seam = _parts_at_seam(tokenizer, self._frame)
         self._stem = self._ids(self._frame.stem)
         self._documents = TokenCache(TOKEN_CACHE_BYTES)
@@ -179,8 +183,9 @@ class PromptEncoder:
     def identity(self) -> str:
         """What changes the ids of a pair, for a scorer's own identity."""
         row = blake2b(repr(self.family).encode(), digest_size=4).hexdigest()
+        windows = f", {self._windows}" if self._windows is not None else ""
         return (
-            f"family {self.family.name} {row}, {self._truncation} at {self.max_length}"
+            f"family {self.family.name} {row}, {self._truncation} at {self.max_length}{windows}"
             f"{self._tokenizer.identity}"
         )
 
@@ -190,7 +195,7 @@ class PromptEncoder:
 
     def encode(
         self, query: str, documents: Sequence[str], *, instruction: str | None = None
-    ) -> list[TokenPair]:
+    ) -> list[TokenPair | WindowedPair[TokenPair]]:
         """Encode one query with each document, in order; *instruction* None is the family's own."""
         if not documents:
             return []
@@ -198,14 +203,14 @@ class PromptEncoder:
         lead = fill(self._frame.lead, instruction=asked.told)
         trail = fill(self._frame.trail, instruction=asked.told)
         texts = [lead + document for document in documents]
-        known = self._tokens(texts)
-        wholes = self._tokens([text + trail for text in texts]) if trail else known
+        known = self._tokens(texts, len(lead))
+        wholes = self._tokens([text + trail for text in texts], len(lead)) if trail else known
         return [
             self._pair(
                 asked,
                 _Document(tokens, whole.ids, len(asked.query))
                 if tokens is not None and whole is not None
-                else self._joined(asked, text, trail),
+                else self._joined(asked, text, trail, len(lead)),
             )
             for text, tokens, whole in zip(texts, known, wholes, strict=True)
         ]
@@ -243,48 +248,65 @@ class PromptEncoder:
             )
         return ids[0]
 
-    def _tokens(self, texts: Sequence[str]) -> list[Tokens | None]:
-        """Tokenise documents by themselves; None where a token crosses a document's beginning."""
+    def _tokens(self, texts: Sequence[str], lead: int) -> list[Tokens | None]:
+        """Tokenise documents by themselves; None where a token crosses a document's beginning.
+
+        Each text has *lead* characters before its document.
+        """
         if self._frame.together and not self._parts_at_seam:
             return [None] * len(texts)
         known = self._documents.look_up(texts)
         new = [i for i, tokens in enumerate(known) if tokens is None]
-        heads = [self._frame.stem + texts[i][:SEAM_CHARACTERS] for i in new]
-        encoded = self._tokenizer.encode([*(texts[i] for i in new), *heads])
-        for i, whole, head in zip(new, encoded, encoded[len(new) :], strict=False):
+        whole = [texts[i] for i in new]
+        encoded = self._tokenizer.encode(whole, offsets=self._windows is not None)
+        heads = self._tokenizer.encode(
+            [self._frame.stem + text[:SEAM_CHARACTERS] for text in whole]
+        )
+        for i, text, head in zip(new, encoded, heads, strict=True):
             if self._tokenizer.ids(head)[: len(self._stem)] == self._stem:
-                ids = self._tokenizer.ids(whole)
-                # What is kept of it is what a pair may hold.
-                tokens = Tokens(_array(ids[: self.max_length]), len(ids))
+                tokens = self._plain(text, lead)
                 self._documents.keep(texts[i], tokens)
                 known[i] = tokens
         return known
 
-    def _joined(self, asked: _Asked, text: str, trail: str) -> _Document:
+    def _joined(self, asked: _Asked, text: str, trail: str, lead: int) -> _Document:
         """Tokenise query and document as one string; they share what its beginning shares."""
-        ids = self._ids(asked.text + text)
-        whole = self._ids(asked.text + text + trail) if trail else ids
-        pairs = zip(asked.query.tolist(), ids, whole, strict=False)
-        shared = sum(1 for _ in takewhile(lambda three: three[0] == three[1] == three[2], pairs))
-        tokens = Tokens(_array(ids[shared:]), len(ids) - shared)
+        wanted = [asked.text + text, asked.text + text + trail]
+        encoded = self._tokenizer.encode(wanted, offsets=self._windows is not None)
+        ids, whole = map(self._tokenizer.ids, encoded)
+        same = zip(asked.query.tolist(), ids, whole, strict=False)
+        shared = sum(1 for _ in takewhile(lambda three: three[0] == three[1] == three[2], same))
+        tokens = self._plain(encoded[0], len(asked.text) + lead, shared)
         return _Document(tokens, _array(whole[shared:]), shared)
 
-    def _pair(self, asked: _Asked, document: _Document) -> TokenPair:
+    def _plain(self, encoded: Encoding, lead: int, skipped: int = 0) -> Tokens:
+        """Return a text's tokens after those *skipped*: as many as a pair may hold.
+
+        Where windows need them, all, with their characters counted from after the *lead*.
+        """
+        ids, offsets = self._tokenizer.read(encoded, offsets=self._windows is not None)
+        rest = _array(ids[skipped:])
+        if offsets is None:
+            return Tokens(rest[: self.max_length], len(rest))
+        return Tokens(rest, len(rest), np.maximum(offsets[skipped:] - lead, 0))
+
+    def _pair(self, asked: _Asked, document: _Document) -> TokenPair | WindowedPair[TokenPair]:
         fixed = sum(map(len, (asked.before, asked.between, asked.trail, asked.after)))
         # A trail that is joined to its document may take fewer tokens, or more.
         length = max(document.tokens.length, len(document.whole) - len(asked.trail))
         query, kept = self._kept(asked, document.shared, length, self.max_length - fixed)
-        parts = (
-            [document.whole, asked.after]
-            if kept == length
-            else [document.tokens.ids[:kept], asked.trail, asked.after]
-        )
-        return TokenPair(
-            ids=np.concatenate(parts),
-            segments=None,
-            truncated=kept < length,
-            prefix=asked.prefix(query),
-        )
+        prefix = asked.prefix(query)
+
+        def cut(ids: NDArray[np.int32], *, truncated: bool = False) -> TokenPair:
+            parts = np.concatenate([ids, asked.trail, asked.after])
+            return TokenPair(parts, None, truncated, prefix)
+
+        if kept == length:
+            return TokenPair(np.concatenate([document.whole, asked.after]), None, False, prefix)
+        # Beside a query that takes all the room there is no window, and nothing of the document.
+        if self._windows is not None and kept:
+            return in_windows(document.tokens, kept, self._windows, cut)
+        return cut(document.tokens.ids[:kept], truncated=True)
 
     def _kept(self, asked: _Asked, query: int, document: int, room: int) -> tuple[int, int]:
         """Return how many tokens of query and document stay."""

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from rerank_plugins.config import SpecialTokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from numpy.typing import NDArray
     from tokenizers import Encoding, Tokenizer
 
 
@@ -26,46 +29,54 @@ class TextTokenizer:
         tokenizer.no_truncation()
         tokenizer.no_padding()
         self._tokenizer = tokenizer
-        self._added = tokenizer.get_added_tokens_decoder()
+        self.markup = _markup(tokenizer)
+        """Ids of the special tokens, by their text."""
         plain = special_tokens is SpecialTokens.PLAIN
-        if plain:
-            _mark_special(tokenizer)
+        if plain and self.markup:
+            # ``<think>`` of Qwen3 is not marked so.
+            tokenizer.add_special_tokens(list(self.markup))
         tokenizer.encode_special_tokens = plain
         self._spelling = _spell_special_tokens(tokenizer) if plain else {}
         self.identity = "" if plain else ", special tokens parsed"
         """What of it changes ids."""
 
-    @property
-    def added_tokens(self) -> dict[str, int]:
-        """Ids of the tokens that were added to the vocabulary, by their text."""
-        return {token.content: token_id for token_id, token in self._added.items()}
-
     def token_to_id(self, token: str) -> int | None:
         """Return the id of a token of the vocabulary, or None where there is no such."""
         return self._tokenizer.token_to_id(token)
 
-    def encode(self, texts: Sequence[str]) -> list[Encoding]:
-        """Tokenise each text by itself, without the tokens that the tokenizer puts around one."""
-        return self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
+    def encode(self, texts: Sequence[str], *, offsets: bool = False) -> list[Encoding]:
+        """Tokenise each text by itself, without the tokens that the tokenizer puts around one.
+
+        Only with *offsets* do the tokens know their characters, which takes longer.
+        """
+        batch = self._tokenizer.encode_batch if offsets else self._tokenizer.encode_batch_fast
+        return batch(list(texts), add_special_tokens=False)
 
     def ids(self, encoded: Encoding) -> list[int]:
         """Return the ids of an encoded text, special tokens spelled out where they are plain."""
+        return self.read(encoded)[0]
+
+    def read(
+        self, encoded: Encoding, *, offsets: bool = False
+    ) -> tuple[list[int], NDArray[np.int32] | None]:
+        """Return the ids of an encoded text, and (tokens, 2) where each begins and ends in it."""
         ids = encoded.ids
+        spans = np.array(encoded.offsets, np.int32).reshape(-1, 2) if offsets else None
         if self._spelling and not self._spelling.keys().isdisjoint(ids):
-            return [plain for token in ids for plain in self._spelling.get(token, (token,))]
-        return ids
+            spelled = [self._spelling.get(token, (token,)) for token in ids]
+            ids = [plain for tokens in spelled for plain in tokens]
+            if spans is not None:
+                spans = np.repeat(spans, [len(tokens) for tokens in spelled], axis=0)
+        return ids, spans
 
 
-def _mark_special(tokenizer: Tokenizer) -> None:
-    """Mark as special what is markup by its nature: ``<think>`` of Qwen3 is not marked so."""
+def _markup(tokenizer: Tokenizer) -> dict[str, int]:
     vocabulary = tokenizer.get_vocab(with_added_tokens=False)
-    markup = [
-        token
-        for token in tokenizer.get_added_tokens_decoder().values()
-        if not token.special and token.content.strip() and token.content not in vocabulary
-    ]
-    if markup:
-        tokenizer.add_special_tokens(markup)
+    return {
+        token.content: token_id
+        for token_id, token in tokenizer.get_added_tokens_decoder().items()
+        if token.special or (token.content.strip() and token.content not in vocabulary)
+    }
 
 
 def _spell_special_tokens(tokenizer: Tokenizer) -> dict[int, tuple[int, ...]]:

@@ -22,10 +22,13 @@ class Tokens(NamedTuple):
     """A text as token ids, without special tokens.
 
     ``ids`` (tokens,) int32 may be cut to what a pair has room for; ``length`` counts all tokens.
+    ``offsets`` (tokens, 2) int32 are the first character of each token and the one after its last;
+    None where nobody asks which characters a token is.
     """
 
     ids: NDArray[np.int32]
     length: int
+    offsets: NDArray[np.int32] | None = None
 
 
 class TokenCache:
@@ -61,4 +64,5 @@ def _key(text: str) -> bytes:
 
 
 def _size(tokens: Tokens) -> int:
-    return tokens.ids.nbytes + ENTRY_BYTES
+    offsets = 0 if tokens.offsets is None else tokens.offsets.nbytes
+    return tokens.ids.nbytes + offsets + ENTRY_BYTES

@@ -9,6 +9,7 @@ from rerank_plugins.errors import ConfigError, ModelLoadError, first_line
 from rerank_plugins.models.encoding import PairEncoder
 from rerank_plugins.models.prompts import PromptEncoder
 from rerank_plugins.models.settings import longest_pair
+from rerank_plugins.models.windows import WindowRule
 
 if TYPE_CHECKING:
     from rerank_plugins.config import RerankConfig
@@ -33,6 +34,7 @@ def open_encoder(files: ModelFiles, config: RerankConfig, *, segments: bool) -> 
             special_tokens=config.special_tokens,
             cut_left=files.tokenizer_config.get("truncation_side") == "left",
             segments=segments,
+            windows=WindowRule.of(config),
         )
     # The tokenizers library raises plain Exception.
     except Exception as exc:
@@ -55,6 +57,7 @@ def open_prompt_encoder(files: ModelFiles, config: RerankConfig, family: Family)
             max_length=longest,
             truncation=config.truncation,
             special_tokens=config.special_tokens,
+            windows=WindowRule.of(config),
         )
     except ConfigError:
         raise

@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rerank_plugins.cli.table import cells
+from rerank_plugins.scorers import open_scorer
 from rerank_plugins.testing import FakeScorer
+from tests.tiny_models import write_model
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -56,6 +58,7 @@ def test_json_is_one_object_with_everything_that_is_known(run: Run, notes: Path)
                 "truncated": False,
                 "cached": False,
                 "duplicate_of": None,
+                "window": None,
             }
         ],
         "dropped": [],
@@ -202,6 +205,27 @@ def test_a_failing_scorer_ends_the_run_with_1(
 
     assert (found.code, found.out) == (1, "")
     assert "holds 'weather'" in found.err
+
+
+def test_json_tells_the_window_of_a_long_document(
+    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rerank_plugins.registry.open_scorer", open_scorer)
+    write_model(tmp_path / "model")
+    (tmp_path / "long.txt").write_text("the cat sat on a mat " * 12)
+
+    found = run(
+        *("rank", "the dog", str(tmp_path / "long.txt"), "--model", str(tmp_path / "model")),
+        *("--json", "--long-documents", "window", "--max-length", "32", "--activation", "logit"),
+    )
+
+    (document,) = json.loads(found.out)["documents"]
+    window = document["window"]
+    assert set(window) == {"index", "count", "start", "end"}
+    assert document["text"][window["start"] : window["end"]].split()[0] in {
+        *("the", "cat", "sat", "on", "a", "mat")
+    }
+    assert not document["truncated"]
 
 
 def test_a_timeout_is_one_line_and_1(

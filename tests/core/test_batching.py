@@ -1,59 +1,173 @@
-"""Token lengths to batches under a budget."""
+"""Pairs to batches under a token budget."""
 
 from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
 
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rerank_plugins.batching import batch_cost, next_batch
+from rerank_plugins.batching import batch_cost, batch_order, next_batch
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+PREFIXES = {b"": 0, b"first": 40, b"second": 7, b"third": 300}
 
 
-@given(
-    st.lists(st.integers(1, 600), min_size=1, max_size=120),
-    st.integers(0, 10_000),
-    st.integers(1, 5000),
-    st.booleans(),
+class Pair(NamedTuple):
+    """A pair that waits."""
+
+    own: int
+    prefix: bytes = b""
+
+    @property
+    def prefix_tokens(self) -> int:
+        return PREFIXES[self.prefix]
+
+
+def plain(lengths: Iterable[int]) -> list[Pair]:
+    return [Pair(length) for length in sorted(lengths)]
+
+
+def in_order(pairs: Iterable[Pair], *, padded: bool) -> list[Pair]:
+    return sorted(pairs, key=lambda pair: batch_order(pair, padded=padded))
+
+
+pairs_waiting = st.lists(
+    st.builds(Pair, st.integers(1, 600), st.sampled_from(sorted(PREFIXES))),
+    min_size=1,
+    max_size=60,
 )
+places = st.integers(0, 10_000)
+budgets = st.integers(1, 5000)
+
+
+@given(pairs_waiting, places, budgets, st.booleans())
 def test_a_batch_holds_the_oldest_and_fits_the_budget(
-    lengths: list[int], where: int, budget: int, padded: bool
+    waiting: list[Pair], where: int, budget: int, padded: bool
 ) -> None:
-    lengths.sort()
-    position = where % len(lengths)
+    waiting = in_order(waiting, padded=padded)
+    position = where % len(waiting)
 
-    start, stop = next_batch(lengths, position, budget=budget, padded=padded)
+    start, stop = next_batch(waiting, position, budget=budget, padded=padded)
 
-    assert 0 <= start <= position < stop <= len(lengths)
-    batch = lengths[start:stop]
+    assert 0 <= start <= position < stop <= len(waiting)
+    batch = waiting[start:stop]
     assert len(batch) == 1 or batch_cost(batch, padded=padded) <= budget
 
 
-@given(
-    st.lists(st.integers(1, 600), min_size=1, max_size=120),
-    st.integers(0, 10_000),
-    st.integers(1, 5000),
-    st.booleans(),
-)
+@given(pairs_waiting, places, budgets, st.booleans())
 def test_no_neighbour_that_fits_is_left_out(
-    lengths: list[int], where: int, budget: int, padded: bool
+    waiting: list[Pair], where: int, budget: int, padded: bool
 ) -> None:
-    lengths.sort()
+    waiting = in_order(waiting, padded=padded)
 
-    start, stop = next_batch(lengths, where % len(lengths), budget=budget, padded=padded)
+    start, stop = next_batch(waiting, where % len(waiting), budget=budget, padded=padded)
 
     if start > 0:
-        assert batch_cost(lengths[start - 1 : stop], padded=padded) > budget
-    if stop < len(lengths):
-        assert batch_cost(lengths[start : stop + 1], padded=padded) > budget
+        assert batch_cost(waiting[start - 1 : stop], padded=padded) > budget
+    if stop < len(waiting):
+        assert batch_cost(waiting[start : stop + 1], padded=padded) > budget
+
+
+# Few, so that the next of another prefix is often nearer in length.
+@given(
+    st.lists(
+        st.builds(Pair, st.integers(1, 60), st.sampled_from([b"first", b"second"])),
+        min_size=3,
+        max_size=6,
+    ),
+    places,
+    st.integers(100, 220),
+)
+def test_no_pair_of_another_prefix_is_taken_before_one_of_the_same(
+    waiting: list[Pair], where: int, budget: int
+) -> None:
+    waiting = in_order(waiting, padded=False)
+    position = where % len(waiting)
+    prefix = waiting[position].prefix
+
+    start, stop = next_batch(waiting, position, budget=budget, padded=False)
+
+    batch = waiting[start:stop]
+    if any(pair.prefix != prefix for pair in batch):
+        left_out = [pair.own for pair in waiting if pair.prefix == prefix]
+        for pair in batch:
+            if pair.prefix == prefix:
+                left_out.remove(pair.own)
+        same = [pair for pair in batch if pair.prefix == prefix]
+        # What did not come along had no room beside those of its own prefix either.
+        assert all(
+            batch_cost([*same, Pair(own, prefix)], padded=False) > budget for own in left_out
+        )
+
+
+@given(pairs_waiting, budgets, st.booleans())
+def test_batch_after_batch_every_pair_comes_once(
+    waiting: list[Pair], budget: int, padded: bool
+) -> None:
+    waiting = in_order(waiting, padded=padded)
+    left, scored = list(waiting), []
+    while left:
+        start, stop = next_batch(left, len(left) // 2, budget=budget, padded=padded)
+        scored += left[start:stop]
+        del left[start:stop]
+
+    assert in_order(scored, padded=padded) == waiting
+
+
+@given(pairs_waiting, places, budgets)
+def test_a_padded_batch_knows_no_prefix(waiting: list[Pair], where: int, budget: int) -> None:
+    """Each of its rows holds the prefix: the pairs are what they are in length."""
+    waiting = in_order(waiting, padded=True)
+    whole = plain(pair.own + pair.prefix_tokens for pair in waiting)
+    position = where % len(waiting)
+
+    found = next_batch(waiting, position, budget=budget, padded=True)
+
+    assert found == next_batch(whole, position, budget=budget, padded=True)
+    assert batch_cost(waiting, padded=True) == batch_cost(whole, padded=True)
 
 
 def test_a_short_pair_travels_with_short_pairs() -> None:
-    lengths = [10, 11, 12, 13, 400, 410]
+    pairs = plain([10, 11, 12, 13, 400, 410])
 
-    assert next_batch(lengths, 2, budget=60, padded=True) == (0, 4)
-    assert next_batch(lengths, 4, budget=900, padded=True) == (4, 6)
+    assert next_batch(pairs, 2, budget=60, padded=True) == (0, 4)
+    assert next_batch(pairs, 4, budget=900, padded=True) == (4, 6)
+
+
+def test_a_batch_grows_to_the_nearer_neighbour_and_to_the_longer_of_two_as_near() -> None:
+    assert next_batch(plain([10, 20, 25]), 1, budget=45, padded=False) == (1, 3)
+    assert next_batch(plain([16, 20, 25]), 1, budget=45, padded=False) == (0, 2)
+    assert next_batch(plain([15, 20, 25]), 1, budget=45, padded=False) == (1, 3)
+
+
+def test_pairs_of_one_prefix_travel_together_however_their_lengths_differ() -> None:
+    pairs = [Pair(5, b"first"), Pair(50, b"first"), Pair(50, b"second"), Pair(51, b"second")]
+
+    # Room for one pair of each prefix, or for two of one.
+    budget = 40 + 50 + 7 + 50
+    assert next_batch(pairs, 1, budget=budget, padded=False) == (0, 2)
+    assert next_batch(pairs, 2, budget=budget, padded=False) == (2, 4)
+
+
+def test_several_prefixes_share_a_batch_that_has_room_for_them() -> None:
+    pairs = [Pair(5, b"first"), Pair(50, b"first"), Pair(50, b"second")]
+
+    assert next_batch(pairs, 0, budget=40 + 55 + 57, padded=False) == (0, 3)
+    assert next_batch(pairs, 0, budget=40 + 55 + 56, padded=False) == (0, 2)
 
 
 def test_padding_is_what_makes_a_batch_cost_more_than_its_tokens() -> None:
-    assert batch_cost([3, 5, 10], padded=True) == 30
-    assert batch_cost([3, 5, 10], padded=False) == 18
+    assert batch_cost(plain([3, 5, 10]), padded=True) == 30
+    assert batch_cost(plain([3, 5, 10]), padded=False) == 18
     assert batch_cost([], padded=True) == 0
+    assert batch_cost([], padded=False) == 0
+
+
+def test_a_prefix_costs_once_in_a_batch_that_is_not_padded() -> None:
+    pairs = [Pair(3, b"first"), Pair(5, b"first"), Pair(1), Pair(10, b"second")]
+
+    assert batch_cost(pairs, padded=False) == 3 + 5 + 1 + 10 + 40 + 7
+    assert batch_cost(pairs, padded=True) == 4 * 45

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rerank_plugins.cache import PairCache, pair_key
-from rerank_plugins.jobs import Job
+from rerank_plugins.jobs import CachedPair, Job
 
 texts = st.binary(max_size=12)
 
@@ -26,7 +26,7 @@ def test_moving_the_border_between_two_texts_is_another_pair() -> None:
 def _score(cache: PairCache, key: bytes, logit: float) -> Job:
     job = Job(1)
     tickets = cache.claim(job, [key], [0])
-    cache.resolve((ticket, logit) for ticket in tickets.values())
+    cache.resolve((ticket, CachedPair(logit, truncated=False)) for ticket in tickets.values())
     return job
 
 
@@ -68,7 +68,9 @@ def test_one_pair_twice_in_a_request_is_one_ticket() -> None:
 
     tickets = cache.claim(job, [b"a", b"b", b"a"], [0, 1, 2])
     assert sorted(tickets) == [0, 1]
-    cache.resolve((ticket, float(place)) for place, ticket in tickets.items())
+    cache.resolve(
+        (ticket, CachedPair(float(place), truncated=False)) for place, ticket in tickets.items()
+    )
 
     job.future.result(timeout=0)
     assert [pair.logit for pair in job.pairs if pair] == [0.0, 1.0, 0.0]
@@ -82,7 +84,7 @@ def test_a_second_request_joins_a_pair_on_its_way() -> None:
     assert cache.claim(second, [b"a"], [0]) == {}
     assert second.waiting
 
-    cache.resolve((ticket, 2.0) for ticket in tickets.values())
+    cache.resolve((ticket, CachedPair(2.0, truncated=False)) for ticket in tickets.values())
     second.future.result(timeout=0)
 
 

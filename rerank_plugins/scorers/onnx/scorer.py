@@ -12,6 +12,7 @@ from rerank_plugins.models.encoding import pad
 from rerank_plugins.models.files import find_model
 from rerank_plugins.models.settings import model_activation, pad_id
 from rerank_plugins.models.tokenizer import open_encoder
+from rerank_plugins.models.windows import single_pairs
 from rerank_plugins.scorers.labels import check_head, to_logits
 from rerank_plugins.scorers.onnx.choices import choose_device, files_here, settled_choices
 from rerank_plugins.scorers.onnx.session import CUDA, Session
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
     from rerank_plugins.config import RerankConfig
     from rerank_plugins.models.encoding import PairEncoder, TokenPair
     from rerank_plugins.models.files import ModelFiles
+    from rerank_plugins.models.windows import WindowedPair
     from rerank_plugins.scorers.selection import Choice
 
 CPU_BATCH_TOKENS = 2048
@@ -91,7 +93,9 @@ class OnnxScorer:
         scorer._check_head()
         return scorer
 
-    def encode(self, query: str, documents: Sequence[str]) -> list[TokenPair]:
+    def encode(
+        self, query: str, documents: Sequence[str]
+    ) -> list[TokenPair | WindowedPair[TokenPair]]:
         """Encode one query with each document, in order; safe in many threads."""
         return self._encoder.encode(query, documents)
 
@@ -126,7 +130,8 @@ class OnnxScorer:
 
     def _check_head(self) -> None:
         try:
-            labels = self._run(self.encode("a query", ["and its document"]))
+            pair, *_ = single_pairs(self.encode("a query", ["and its document"]))
+            labels = self._run([pair])
         except ScoringError as exc:
             raise ModelLoadError(self.name, f"a trial run failed: {exc}") from exc
         check_head(self.name, labels.shape)

@@ -14,6 +14,7 @@ from rerank_plugins.models.files import find_model
 from rerank_plugins.models.settings import model_activation
 from rerank_plugins.models.tokenizer import open_encoder, open_prompt_encoder
 from rerank_plugins.models.weights import choose_torch
+from rerank_plugins.models.windows import single_pairs
 from rerank_plugins.scorers.labels import check_head, to_logits
 from rerank_plugins.scorers.selection import Choice, as_set, backend_choice, installed_backends
 from rerank_plugins.scorers.torch.hardware import (
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from rerank_plugins.models.encoding import PairEncoder, TokenPair
     from rerank_plugins.models.files import ModelFiles
     from rerank_plugins.models.prompts import PromptEncoder
+    from rerank_plugins.models.windows import WindowedPair
     from rerank_plugins.scorers.torch.hardware import PrecisionChoice
     from rerank_plugins.scorers.torch.packed import PackedExecution
     from rerank_plugins.scorers.torch.padded import PaddedExecution
@@ -112,9 +114,14 @@ class TorchScorer:
             raise
         return scorer
 
-    def encode(self, query: str, documents: Sequence[str]) -> list[TokenPair]:
+    def encode(
+        self, query: str, documents: Sequence[str]
+    ) -> list[TokenPair | WindowedPair[TokenPair]]:
         """Encode one query with each document, in order; safe in many threads."""
-        return self._encoder.encode(query, documents)
+        encoded: list[TokenPair | WindowedPair[TokenPair]] = [
+            *self._encoder.encode(query, documents)
+        ]
+        return encoded
 
     def forward(self, pairs: Sequence[TokenPair]) -> NDArray[np.float32]:
         """Score one batch; returns (pairs,).
@@ -160,7 +167,8 @@ class TorchScorer:
         Raises:
             ModelLoadError: it is not, or a pair's logit depends on its batch.
         """
-        pairs = self.encode("a query", ["and its document", "a longer document " * 5])
+        trial = self.encode("a query", ["and its document", "a longer document " * 5])
+        pairs = list(single_pairs(trial))
         try:
             alone = [self._run([pair]) for pair in pairs]
             check_head(self.name, alone[0].shape)
@@ -192,7 +200,7 @@ class PromptScorer(TorchScorer):
 
     def encode(
         self, query: str, documents: Sequence[str], *, instruction: str | None = None
-    ) -> list[TokenPair]:
+    ) -> list[TokenPair | WindowedPair[TokenPair]]:
         """Encode one query with each document, in order; safe in many threads."""
         return self._encoder.encode(query, documents, instruction=instruction)
 
