@@ -55,8 +55,8 @@ class Truncation(StrEnum):
 
     ``auto`` is what the model's reference does: ``longest_first`` for cross-encoders, the rule of
     its family for a language model. ``longest_first`` cuts the longer of the two texts, token by
-    token, as transformers and sentence-transformers do. ``only_second`` caps the query at three quarters of ``max_length``
-    and then cuts the document alone, as FlagEmbedding does.
+    token, as transformers and sentence-transformers do. ``only_second`` caps the query at three
+    quarters of ``max_length`` and then cuts the document alone, as FlagEmbedding does.
     """
 
     AUTO = "auto"
