@@ -40,11 +40,17 @@ GEMMA_INSTRUCTION = (
     "query by providing a prediction of either 'Yes' or 'No'."
 )
 
-MAX_LENGTHS = {"qwen3-reranker": 8192, "mxbai-rerank-v2": 8192, "bge-reranker-gemma": 512}
+MAX_LENGTHS = {
+    "qwen3-reranker": 8192,
+    "mxbai-rerank-v2": 8192,
+    "bge-reranker-gemma": 1024,
+    "FlagEmbedding": 512,
+}
 ANSWERS = {
     "qwen3-reranker": ("yes", "no"),
     "mxbai-rerank-v2": ("1", "0"),
     "bge-reranker-gemma": ("Yes", None),
+    "FlagEmbedding": ("Yes", None),
 }
 
 
@@ -81,8 +87,10 @@ class ModelCard:
         cut = {} if max_length is None else {"truncation": True, "max_length": max_length}
         return self.tokenizer(text, add_special_tokens=False, **cut)["input_ids"]
 
-    def logits(self, pairs: Sequence[tuple[str, str]], *, batch: int = 32) -> np.ndarray:
+    def logits(self, pairs: Sequence[tuple[str, str]], *, batch: int | None = None) -> np.ndarray:
         """Return one logit per pair, (pairs,)."""
+        if batch is None:  # the logits of a real vocabulary take 600 KB a token
+            batch = 32 if len(self.tokenizer) < 10_000 else 2
         found = []
         for start in range(0, len(pairs), batch):
             rows = [{"input_ids": self.ids(*pair)} for pair in pairs[start : start + batch]]
@@ -125,16 +133,26 @@ def _mxbai_ids(card: ModelCard, query: str, document: str) -> list[int]:
 
 
 def _gemma_ids(card: ModelCard, query: str, document: str) -> list[int]:
-    """FlagEmbedding's: ``max_length`` grows by the separator and the prompt before it cuts."""
-    between = card.tokens("\n")
-    prompt = card.tokens(GEMMA_INSTRUCTION if card.instruction is None else card.instruction)
+    """``max_length`` is that of what stands before the last line break."""
+    return _gemma_pair(card, query, document, 0)
+
+
+def _flag_embedding_ids(card: ModelCard, query: str, document: str) -> list[int]:
+    """The library cuts later than the card: by as much as the line break and the prompt take."""
+    return _gemma_pair(card, query, document, len(_gemma_end(card)))
+
+
+def _gemma_pair(card: ModelCard, query: str, document: str, more: int) -> list[int]:
     query_ids = card.tokens(f"A: {query}", card.max_length * 3 // 4)
     document_ids = card.tokens(f"B: {document}", card.max_length)
-    bos, pad = card.tokenizer.bos_token_id, card.tokenizer.pad_token_id
-    begin = [] if bos is None or bos == pad else [bos]
-    longest = card.max_length + len(between) + len(prompt)
-    pair = only_second([*begin, *query_ids], [*between, *document_ids], longest)
-    return [*pair, *between, *prompt]
+    first = [card.tokenizer.bos_token_id, *query_ids]
+    pair = only_second(first, [*card.tokens("\n"), *document_ids], card.max_length + more)
+    return [*pair, *_gemma_end(card)]
+
+
+def _gemma_end(card: ModelCard) -> list[int]:
+    asked = GEMMA_INSTRUCTION if card.instruction is None else card.instruction
+    return [*card.tokens("\n"), *card.tokens(asked)]
 
 
 def only_second(first: list[int], second: list[int], max_length: int) -> list[int]:
@@ -152,6 +170,7 @@ _IDS: Mapping[str, Callable[[ModelCard, str, str], list[int]]] = {
     "qwen3-reranker": _qwen_ids,
     "mxbai-rerank-v2": _mxbai_ids,
     "bge-reranker-gemma": _gemma_ids,
+    "FlagEmbedding": _flag_embedding_ids,
 }
 
 

@@ -61,6 +61,7 @@ class Language:
     settings: Mapping[str, Any] = field(default_factory=dict)
     gain: float = 1.2
     classifier: bool = False
+    answers: tuple[str, str] = ("yes", "no")
 
 
 GROUPED = {"num_attention_heads": 4, "num_key_value_heads": 2}
@@ -71,12 +72,14 @@ QWEN3 = {**TIED, "head_dim": 16}
 LANGUAGE_MODELS: Mapping[str, Language] = {
     "qwen3": Language("qwen3", qwen_like, AS_QWEN, QWEN3),
     "qwen3 untied": Language("qwen3", qwen_like, AS_QWEN, {**QWEN3, "tie_word_embeddings": False}),
-    "qwen3 vocabulary": Language("qwen3", real_qwen_tokenizer, AS_QWEN, QWEN3),
+    "qwen3 vocabulary": Language("qwen3", real_qwen_tokenizer, AS_QWEN, QWEN3, gain=2.4),
     "qwen2": Language("qwen2", qwen_like, AS_QWEN, TIED, gain=0.4),
     "gemma": Language("gemma", gemma_like, AS_GEMMA, {**GROUPED, "head_dim": 16}),
     "llama": Language("llama", qwen_like, AS_QWEN, UNTIED),
     "qwen3 classifier": Language("qwen3", qwen_like, AS_QWEN, QWEN3, classifier=True),
-    "qwen2 classifier": Language("qwen2", qwen_like, AS_QWEN, TIED, gain=0.4, classifier=True),
+    "qwen2 classifier": Language(
+        "qwen2", qwen_like, AS_QWEN, TIED, gain=0.4, classifier=True, answers=("1", "0")
+    ),
 }
 
 
@@ -85,22 +88,21 @@ def write_language_model(
     name: str = "qwen3",
     *,
     labels: int = 1,
-    answers: tuple[str, str] = ("yes", "no"),
     shard_size: str | None = None,
     tokenizer_config: Mapping[str, object] | None = None,
     **config: object,
 ) -> Path:
     """Write the language model *name* as transformers saves it, and return *folder*.
 
-    A classifier reads the logits of *answers* as one label (the first minus the second) or two
-    (the second, the first), as published conversions do. *shard_size* ("20KB") cuts the weights
+    A classifier reads the logits of its answers as one label (yes minus no) or two (no, yes), as
+    published conversions do. *shard_size* ("20KB") cuts the weights
     into several files.
     """
     language = LANGUAGE_MODELS[name]
     tokenizer = language.tokenizer()
     model = _causal(language, tokenizer, config)
     if language.classifier:
-        model = _converted(model, tokenizer, labels, answers)
+        model = _converted(model, tokenizer, labels, language.answers)
     shards = {} if shard_size is None else {"max_shard_size": shard_size}
     model.save_pretrained(folder, **shards)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -135,11 +137,11 @@ def _causal(language: Language, tokenizer: Tokenizer, config: Mapping[str, objec
         if language.model_type == "gemma":  # its norms scale by 1 + weight
             for name, weight in model.named_parameters():
                 if "norm" in name:
-                    weight -= 1
+                    weight.sub_(1)
         for layer in model.model.layers:
             # Qwen3 normalises queries after projecting them.
             queries = getattr(layer.self_attn, "q_norm", layer.self_attn.q_proj)
-            queries.weight *= ATTENTION_GAIN
+            queries.weight.mul_(ATTENTION_GAIN)
     return model
 
 

@@ -8,8 +8,8 @@ lost ``prepare_for_model``, which cuts and joins the pairs of both.
 from __future__ import annotations
 
 import json
-import os
 import tempfile
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -71,10 +71,10 @@ def gemma(
         )
         ids, logits = [], []
         for pair in pairs:
-            logits += model.compute_score_single_gpu([pair])
+            logits += model.compute_score_single_gpu(model.get_detailed_inputs([pair]))
             row = seen[-1]
             ids.append(row["input_ids"][row["attention_mask"] > 0].tolist())
-    return _run("bge-reranker-gemma", name, instruction, max_length, ids, logits)
+    return _run("FlagEmbedding", name, instruction, max_length, ids, logits)
 
 
 def _run(
@@ -85,8 +85,8 @@ def _run(
     ids: list[list[int]],
     logits: list[float],
 ) -> dict[str, Any]:
-    begin = os.path.commonprefix(ids)
-    end = os.path.commonprefix([row[::-1] for row in ids])[::-1]
+    begin = _common(ids)
+    end = _common([row[::-1] for row in ids])[::-1]
     return {
         "family": family,
         "model": name,
@@ -97,6 +97,12 @@ def _run(
         "between": [row[len(begin) : len(row) - len(end)] for row in ids],
         "logits": [round(logit, 6) for logit in logits],
     }
+
+
+def _common(rows: list[list[int]]) -> list[int]:
+    """Return the ids with which all *rows* begin."""
+    columns = takewhile(lambda column: len(set(column)) == 1, zip(*rows, strict=False))
+    return [column[0] for column in columns]
 
 
 if __name__ == "__main__":
