@@ -53,6 +53,14 @@ ANSWERS = {
     "FlagEmbedding": ("Yes", None),
 }
 
+ENDS = {
+    "qwen3-reranker": QWEN_SUFFIX,
+    "mxbai-rerank-v2": f"\n{MXBAI_TASK}{MXBAI_SUFFIX}",
+    "bge-reranker-gemma": f"\n{GEMMA_INSTRUCTION}",
+    "FlagEmbedding": f"\n{GEMMA_INSTRUCTION}",
+}
+"""What every prompt of a family ends with."""
+
 
 class ModelCard:
     """A reranker of *family*, run as its card or its makers' library does, in float32.
@@ -86,6 +94,11 @@ class ModelCard:
         """Return the ids of one text, cut on the right where it is longer than *max_length*."""
         cut = {} if max_length is None else {"truncation": True, "max_length": max_length}
         return self.tokenizer(text, add_special_tokens=False, **cut)["input_ids"]
+
+    def longest(self) -> int:
+        """Return the most tokens that a prompt has: ``max_length`` is not that in every family."""
+        much = "the cat sat on the mat " * self.max_length
+        return max(len(self.ids(query, much)) for query in ("the cat", much))
 
     def logits(self, pairs: Sequence[tuple[str, str]], *, batch: int | None = None) -> np.ndarray:
         """Return one logit per pair, (pairs,)."""

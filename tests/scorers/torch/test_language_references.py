@@ -12,8 +12,8 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.language_cards import (
+    ENDS,
     GEMMA_INSTRUCTION,
-    MXBAI_SUFFIX,
     QWEN_INSTRUCTION,
     QWEN_PREFIX,
     QWEN_SUFFIX,
@@ -239,22 +239,22 @@ def test_cards_parse_the_text_of_special_tokens(
 
 @pytest.mark.parametrize("max_length", [100, 200])
 @pytest.mark.parametrize(
-    ("name", "family", "end"),
+    ("name", "family"),
     [
-        ("qwen3", "qwen3-reranker", QWEN_SUFFIX),
-        ("qwen2", "mxbai-rerank-v2", f"\nRelevance:{MXBAI_SUFFIX}"),
-        ("gemma", "bge-reranker-gemma", f"\n{GEMMA_INSTRUCTION}"),
-        ("gemma", "FlagEmbedding", f"\n{GEMMA_INSTRUCTION}"),
+        ("qwen3", "qwen3-reranker"),
+        ("qwen2", "mxbai-rerank-v2"),
+        ("gemma", "bge-reranker-gemma"),
+        ("gemma", "FlagEmbedding"),
     ],
 )
 def test_cards_never_cut_the_end_of_the_prompt(
-    name: str, family: str, end: str, max_length: int, language_folder: Callable[..., Path]
+    name: str, family: str, max_length: int, language_folder: Callable[..., Path]
 ) -> None:
     card = ModelCard(language_folder(name), family, max_length=max_length)
 
     for query in ("the cat", "the cat " * 300):
         ids = card.ids(query, "the dog " * 300)
-        assert card.tokenizer.decode(ids).endswith(end)
+        assert card.tokenizer.decode(ids).endswith(ENDS[family])
 
 
 def test_flag_embedding_cuts_later_than_the_card(language_folder: Callable[..., Path]) -> None:
