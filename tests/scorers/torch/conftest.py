@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,6 +11,7 @@ import torch
 
 from rerank_plugins.config import RerankConfig
 from rerank_plugins.scorers.torch.scorer import TorchScorer
+from tests.tiny_language_models import write_language_model
 from tests.tiny_torch import PaddedForward, make_pairs, write_torch_model
 
 if TYPE_CHECKING:
@@ -86,6 +87,17 @@ def model_of(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[...,
     for model in made.values():
         if "scorer" in vars(model):
             model.scorer.close()
+
+
+@pytest.fixture(scope="session")
+def language_folder(tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Path]:
+    """Give the folder of a language model; the same arguments give the same one, to be read."""
+
+    @cache
+    def get(name: str, labels: int = 1) -> Path:
+        return write_language_model(tmp_path_factory.mktemp("language"), name, labels=labels)
+
+    return get
 
 
 @pytest.fixture
