@@ -33,7 +33,10 @@ def varlen_attn(
     j where ``i + keys - queries - left <= j <= i + keys - queries + right``; -1 is no bound.
     """
     assert return_aux is None
-    assert not enable_gqa
+    if query.shape[1] != key.shape[1]:
+        assert enable_gqa
+        shared = query.shape[1] // key.shape[1]
+        key, value = (states.repeat_interleave(shared, 1) for states in (key, value))
     assert seqused_k is block_table is None
     assert num_splits in {None, 1}
     assert cu_seq_k is not None

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Self
 
 import numpy as np
 
-from rerank_plugins.config import Truncation
+from rerank_plugins.config import SpecialTokens, Truncation
+from rerank_plugins.models.special_tokens import TextTokenizer
 from rerank_plugins.models.token_cache import TokenCache, Tokens
 
 if TYPE_CHECKING:
@@ -176,8 +177,8 @@ class PairEncoder:
     """Encodes pairs with a tokenizer whose state is set here and never touched again.
 
     That makes `encode` safe in many threads at once. Ids equal those of a fast tokenizer of
-    transformers called on the pair, with one difference: the text of a special token inside a
-    query or document ("[SEP]", "</s>") is spelled out as plain text, so that a document cannot
+    transformers called on the pair, with one difference: where *special_tokens* are plain, the text
+    of one inside a query or document ("[SEP]", "</s>") is spelled out, so that a document cannot
     pretend to end, or to be a query.
 
     Raises:
@@ -190,12 +191,11 @@ class PairEncoder:
         *,
         max_length: int,
         truncation: Truncation = Truncation.AUTO,
+        special_tokens: SpecialTokens = SpecialTokens.PLAIN,
         cut_left: bool = False,
         segments: bool = True,
     ) -> None:
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
-        tokenizer.encode_special_tokens = True
+        self._tokenizer = TextTokenizer(tokenizer, special_tokens)
         self.max_length = max_length
         self.truncation = Truncation.LONGEST_FIRST if truncation is Truncation.AUTO else truncation
         self.template = PairTemplate.learn(tokenizer)
@@ -205,10 +205,8 @@ class PairEncoder:
                 "special ones; correct model_max_length and max_position_embeddings, or set "
                 "max_length"
             )
-        self._tokenizer = tokenizer
         self._cut_left = cut_left
         self._segments = segments
-        self._spelling = _spell_special_tokens(tokenizer)
         self._documents = TokenCache(TOKEN_CACHE_BYTES)
 
     @property
@@ -217,7 +215,10 @@ class PairEncoder:
         template = blake2b(repr(self.template).encode(), digest_size=4).hexdigest()
         side = " from the left" if self._cut_left else ""
         segments = "" if self._segments else " without segments"
-        return f"{self.truncation}{side} at {self.max_length}, template {template}{segments}"
+        special = self._tokenizer.identity
+        return (
+            f"{self.truncation}{side} at {self.max_length}, template {template}{segments}{special}"
+        )
 
     def token_to_id(self, token: str) -> int | None:
         """Return the id of a token of the vocabulary, or None where there is no such."""
@@ -229,7 +230,7 @@ class PairEncoder:
             return []
         known = self._documents.look_up(documents)
         new = [text for text, tokens in zip(documents, known, strict=True) if tokens is None]
-        encoded = self._tokenizer.encode_batch_fast([query, *new], add_special_tokens=False)
+        encoded = self._tokenizer.encode([query, *new])
         query_tokens = self._plain(encoded[0])
         fresh = iter(encoded[1:])
         return [
@@ -262,32 +263,6 @@ class PairEncoder:
 
     def _plain(self, encoded: Encoding) -> Tokens:
         """Return a text's tokens, as many of them as a pair may hold."""
-        ids = encoded.ids
-        if not self._spelling.keys().isdisjoint(ids):
-            ids = [plain for token in ids for plain in self._spelling.get(token, (token,))]
+        ids = self._tokenizer.ids(encoded)
         # int32: half the memory of int64 while a pair waits and a document is kept.
         return Tokens(self._cut(np.array(ids, np.int32), min(len(ids), self.max_length)), len(ids))
-
-
-def _spell_special_tokens(tokenizer: Tokenizer) -> dict[int, tuple[int, ...]]:
-    """Return the ids that spell the text of each special token, character by character.
-
-    ``encode_special_tokens`` keeps the tokenizer from looking for special tokens, but a Unigram
-    vocabulary lists "</s>" as a piece of text like any other, and prefers it.
-    """
-    # A character that no vocabulary holds: what comes out of it comes out of plain text.
-    unknown = {token.id for token in tokenizer.model.tokenize("\U0010fffe")}
-    special = {
-        token_id: token.content
-        for token_id, token in tokenizer.get_added_tokens_decoder().items()
-        if token.special and token_id not in unknown
-    }
-    return {
-        token_id: tuple(
-            token.id
-            for character in content
-            for token in tokenizer.model.tokenize(character)
-            if token.id not in special
-        )
-        for token_id, content in special.items()
-    }

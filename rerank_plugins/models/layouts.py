@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 class Layout:
     """How transformers lays out the architectures of one kind.
 
-    Paths are module names as in ``named_modules``, below the base model (the classifier's encoder)
+    Paths are module names as in ``named_modules``, below the base model (what is below the head)
     or, for ``gelu``, below one layer. ``*`` stands for every member of a list.
     """
 
@@ -36,8 +36,11 @@ class Layout:
     """The setting of config.json that says ``cls`` where the head reads the first token alone, and
     ``mean`` where it reads all; None where it always reads the first."""
 
-    def reads_first_token(self, config: Mapping[str, Any]) -> bool:
-        """Whether the head reads nothing but each pair's first token."""
+    causal: bool = False
+    """Whether a token sees those before it alone, as in a decoder: then the last one is read."""
+
+    def reads_one_token(self, config: Mapping[str, Any]) -> bool:
+        """Whether the head reads nothing but one token of each pair."""
         return self.pooling is None or config.get(self.pooling) == "cls"
 
 
@@ -72,15 +75,22 @@ LAYOUTS: Final = (
         head=("final_norm",),
         pooling="classifier_pooling",
     ),
+    Layout(
+        model_types=("gemma", "llama", "mistral", "qwen2", "qwen3"),
+        layers="layers",
+        head=("norm",),
+        gelu=("mlp.gate_proj", "mlp.act_fn"),
+        causal=True,
+    ),
 )
 
 
-def layout_of(config: Mapping[str, Any]) -> Layout | None:
+def layout_of(config: Mapping[str, Any], *, causal: bool = False) -> Layout | None:
     """Return the row of a model's config.json, or None where it has none.
 
-    A decoder is none of these: its tokens see only those before them.
+    *causal* says that the model's tokens see those before them alone: no row is for both kinds.
     """
-    if config.get("is_decoder"):
+    if config.get("is_decoder") and not causal:
         return None
     kind = config.get("model_type")
-    return next((layout for layout in LAYOUTS if kind in layout.model_types), None)
+    return next((row for row in LAYOUTS if kind in row.model_types and row.causal is causal), None)

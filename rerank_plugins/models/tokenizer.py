@@ -10,26 +10,25 @@ from rerank_plugins.models.encoding import PairEncoder
 from rerank_plugins.models.settings import longest_pair
 
 if TYPE_CHECKING:
-    from rerank_plugins.config import Truncation
+    from rerank_plugins.config import RerankConfig
     from rerank_plugins.models.files import ModelFiles
 
 
-def open_encoder(
-    files: ModelFiles, *, max_length: int | None, truncation: Truncation, segments: bool
-) -> PairEncoder:
-    """Return the encoder of a model's pairs; *segments* says that the model reads them.
+def open_encoder(files: ModelFiles, config: RerankConfig, *, segments: bool) -> PairEncoder:
+    """Return the encoder of a cross-encoder's pairs; *segments* says that the model reads them.
 
     Raises:
-        ConfigError: *max_length* is more than the model takes.
+        ConfigError: max_length is more than the model takes.
         ModelLoadError: tokenizer.json is broken, or makes no pairs.
     """
-    longest = longest_pair(files, max_length)
+    longest = longest_pair(files, config.max_length)
     tokenizer = _read(files)
     try:
         return PairEncoder(
             tokenizer,
             max_length=longest,
-            truncation=truncation,
+            truncation=config.truncation,
+            special_tokens=config.special_tokens,
             cut_left=files.tokenizer_config.get("truncation_side") == "left",
             segments=segments,
         )

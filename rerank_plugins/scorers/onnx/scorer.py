@@ -82,12 +82,7 @@ class OnnxScorer:
             )
         activation = model_activation(files, must_know=config.activation is Activation.AUTO)
         session = Session(ort, files, device, must_start=config.device != "auto")
-        encoder = open_encoder(
-            files,
-            max_length=config.max_length,
-            truncation=config.truncation,
-            segments="token_type_ids" in session.inputs,
-        )
+        encoder = open_encoder(files, config, segments="token_type_ids" in session.inputs)
         padding = pad_id(files, encoder.token_to_id)
         choices = settled_choices(config, files, session, encoder.max_length)
         scorer = cls(

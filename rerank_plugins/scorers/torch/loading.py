@@ -91,7 +91,11 @@ def _prepare(
         prepack(find_layers(model, layout), layout)
         if layout.packed:
             execution = PackedExecution(
-                model, layout, first_position=first_position(files), segments=segments
+                model,
+                model,
+                layout,
+                first_position=first_position(files),
+                segments=segments,
             )
             if execution.works:
                 return execution

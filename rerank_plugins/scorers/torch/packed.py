@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from rerank_plugins.scorers.torch.attention import IMPLEMENTATION, KeysKeptError, PackedRow
+from rerank_plugins.scorers.torch.attention import IMPLEMENTATION, KeysKeptError
+from rerank_plugins.scorers.torch.row import PackedRow, Segment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -24,38 +25,48 @@ if TYPE_CHECKING:
     from rerank_plugins.models.encoding import TokenPair
     from rerank_plugins.models.layouts import Layout
 
+    Stretch = tuple[NDArray[np.int32], int]
+    """Token ids that lie in a row, and how many tokens the pair has before them."""
+
 
 class PackedExecution:
     """Runs a model of a known layout over batches of any lengths.
 
-    ``first_position`` is the position id of a pair's first token. Where transformers does not hand
-    attention over (it cannot where its source files are missing), ``works`` is False.
+    *model* gives labels, and has its layers in *backbone*. ``first_position`` is the position id of
+    a pair's first token. Where transformers does not hand attention over (it cannot where its
+    source files are missing), ``works`` is False.
     """
 
     padded = False
 
     def __init__(
-        self, model: PreTrainedModel, layout: Layout, *, first_position: int, segments: bool
+        self,
+        model: nn.Module,
+        backbone: PreTrainedModel,
+        layout: Layout,
+        *,
+        first_position: int = 0,
+        segments: bool = False,
     ) -> None:
         self._model: Any = model
-        self._device = model.device
+        self._device = backbone.device
         self._first_position = first_position
         self._segments = segments
-        self._first_only = layout.reads_first_token(model.config.to_dict())
+        self._causal = layout.causal
+        self._reads_one = layout.reads_one_token(backbone.config.to_dict())
         self._last_call = 0
         self._last_window: int | None = None
-        model.set_attn_implementation(IMPLEMENTATION)
-        self._layers = find_layers(model, layout)
+        backbone.set_attn_implementation(IMPLEMENTATION)
+        self._layers = find_layers(backbone, layout)
         for layer in self._layers:
             _watch(layer, self._run_layer)
         self.works = self._learn_last_call()
 
     def run(self, pairs: Sequence[TokenPair]) -> torch.Tensor:
         """Return (pairs, labels) float32 on the model's device."""
-        order = sorted(range(len(pairs)), key=lambda i: pairs[i].tokens)
-        ordered = [pairs[i] for i in order]
-        row = PackedRow([pair.tokens for pair in ordered], self._device)
-        labels = self._run_row(ordered, row).float()  # (pairs, labels)
+        segments, stretches, order = _lay_out(pairs)
+        row = PackedRow(segments, self._device, causal=self._causal)
+        labels = self._run_row(stretches, [pairs[i] for i in order], row).float()  # (pairs, labels)
         restored = torch.empty_like(labels)
         restored[torch.tensor(order, device=self._device)] = labels
         return restored
@@ -66,30 +77,32 @@ class PackedExecution:
             del layer.forward
         self._model = None
 
-    def _run_row(self, pairs: Sequence[TokenPair], row: PackedRow) -> torch.Tensor:
+    def _run_row(
+        self, stretches: Sequence[Stretch], pairs: Sequence[TokenPair], row: PackedRow
+    ) -> torch.Tensor:
         inputs = {
-            "input_ids": self._joined([pair.ids for pair in pairs]),
-            "position_ids": self._joined([self._positions(pair.ids) for pair in pairs]),
+            "input_ids": self._joined([ids for ids, _ in stretches]),
+            "position_ids": self._joined([self._positions(*stretch) for stretch in stretches]),
         }
         if self._segments:
             inputs["token_type_ids"] = self._joined(
                 [pair.segments for pair in pairs if pair.segments is not None]
             )
-        if not self._first_only:
+        if not self._reads_one:
             # Read by the head alone, which gets padded states from the last layer.
-            lengths = torch.tensor(row.lengths, device=self._device)
-            places = torch.arange(max(row.lengths), device=self._device)
+            lengths = torch.tensor([pair.tokens for pair in pairs], device=self._device)
+            places = torch.arange(row.longest, device=self._device)
             inputs["attention_mask"] = (places[None] < lengths[:, None]).long()
         labels: torch.Tensor = self._model(**inputs, packed_row=row).logits
         return labels
 
-    def _positions(self, ids: NDArray[np.int32]) -> NDArray[np.int64]:
-        """Return the position ids of one pair, (tokens,), as transformers counts them.
+    def _positions(self, ids: NDArray[np.int32], before: int) -> NDArray[np.int64]:
+        """Return the position ids of *ids*, (tokens,), which come after *before* others.
 
         Kinds that count from after the padding's id leave out tokens of that id.
         """
         if not self._first_position:
-            return np.arange(len(ids))
+            return np.arange(before, before + len(ids))
         padding = self._first_position - 1
         counted = ids != padding
         positions: NDArray[np.int64] = np.cumsum(counted) * counted + padding
@@ -105,12 +118,12 @@ class PackedExecution:
 
         Returns whether attention was called once for each, with the row.
         """
-        row = PackedRow([1], self._device)
+        row = PackedRow([Segment(1)], self._device, causal=self._causal)
         token = torch.zeros(1, 1, dtype=torch.long, device=self._device)
         with torch.inference_mode():
             self._model(input_ids=token, position_ids=token + self._first_position, packed_row=row)
         self._last_call = row.layer_calls
-        # The window is that of the last layer, in which the first token alone would be elsewhere.
+        # The window is that of the last layer, in which one token alone would be elsewhere.
         self._last_window = row.window
         return 0 < row.layer_calls == row.attention_calls
 
@@ -128,24 +141,51 @@ class PackedExecution:
         row.layer_calls += 1
         if row.layer_calls != self._last_call:
             return layer(states, *args, **kwargs)
-        if not self._first_only:
+        if not self._reads_one:
             return _pad(layer(states, *args, **kwargs), row)
         if self._last_window is not None:
             whole = layer(states, *args, **kwargs)
-            return whole.index_select(1, row.starts).transpose(0, 1)
+            return whole.index_select(1, row.reads).transpose(0, 1)
         # The layer is entered twice: for the keys and values of all tokens, left as soon as it asks
-        # for attention; then for the first tokens, which see those.
+        # for attention; then for the tokens that are read, which see those.
         row.keys_only = True
         with suppress(KeysKeptError):
             layer(states, *args, **kwargs)
         row.keys_only = False
         read: torch.Tensor = layer(
-            _first_tokens(states, row),
-            *(_first_tokens(value, row) for value in args),
-            **{name: _first_tokens(value, row) for name, value in kwargs.items()},
+            _read_tokens(states, row),
+            *(_read_tokens(value, row) for value in args),
+            **{name: _read_tokens(value, row) for name, value in kwargs.items()},
         )  # (1, pairs, hidden)
         # To the head, each pair is a sequence of one token.
         return read.transpose(0, 1)
+
+
+def _lay_out(
+    pairs: Sequence[TokenPair],
+) -> tuple[list[Segment], list[Stretch], list[int]]:
+    """Return a row's segments, their ids, and the order in which the pairs lie in it.
+
+    A prefix comes once, before the pairs that begin with it; neighbours are of similar length.
+    """
+    sharing: dict[bytes | None, list[int]] = {}
+    for i, pair in enumerate(pairs):
+        sharing.setdefault(pair.prefix.key if pair.prefix is not None else None, []).append(i)
+    segments: list[Segment] = []
+    stretches: list[Stretch] = []
+    order: list[int] = []
+    for members in sharing.values():
+        members.sort(key=lambda i: len(pairs[i].ids))
+        prefix, after = pairs[members[0]].prefix, None
+        if prefix is not None:
+            after = len(segments)
+            segments.append(Segment(prefix.tokens, read=False))
+            stretches.append((prefix.ids, 0))
+        before = prefix.tokens if prefix is not None else 0
+        segments += [Segment(len(pairs[i].ids), after) for i in members]
+        stretches += [(pairs[i].ids, before) for i in members]
+        order += members
+    return segments, stretches, order
 
 
 def find_layers(model: PreTrainedModel, layout: Layout) -> list[nn.Module]:
@@ -169,20 +209,21 @@ def _watch(layer: nn.Module, run: Callable[..., Any]) -> None:
     layer.forward = forward
 
 
-def _first_tokens(value: Any, row: PackedRow) -> Any:  # noqa: ANN401  a layer's arguments
-    """Return what *value* holds of each pair's first token, where it has a row per token."""
+def _read_tokens(value: Any, row: PackedRow) -> Any:  # noqa: ANN401  a layer's arguments
+    """Return what *value* holds of each pair's read token, where it has a row per token."""
     if isinstance(value, tuple):
-        return tuple(_first_tokens(part, row) for part in value)
+        return tuple(_read_tokens(part, row) for part in value)
     if isinstance(value, torch.Tensor) and value.ndim >= 2 and value.shape[1] == row.tokens:
-        return value.index_select(1, row.starts)
+        return value.index_select(1, row.reads)
     return value
 
 
 def _pad(states: torch.Tensor, row: PackedRow) -> torch.Tensor:
     """Return (1, tokens, hidden) as (pairs, longest, hidden), filled with zeros on the right."""
-    padded = states.new_zeros(len(row.lengths), max(row.lengths), states.shape[-1])
+    padded = states.new_zeros(len(row.reads), row.longest, states.shape[-1])
     for group in row.groups:
-        end = group.start + group.count * group.length
-        part = states[0, group.start : end].view(group.count, group.length, -1)
-        padded[group.pair : group.pair + group.count, : group.length] = part
+        if group.pair is not None:
+            end = group.start + group.count * group.length
+            part = states[0, group.start : end].view(group.count, group.length, -1)
+            padded[group.pair : group.pair + group.count, : group.length] = part
     return padded

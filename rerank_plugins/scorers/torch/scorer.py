@@ -107,9 +107,7 @@ class TorchScorer:
             files,
             device,
             torch_dtype(precision.precision),
-            open_encoder=partial(
-                open_encoder, files, max_length=config.max_length, truncation=config.truncation
-            ),
+            open_encoder=partial(open_encoder, files, config),
             trust_remote_code=config.trust_remote_code,
         )
         scorer = cls(

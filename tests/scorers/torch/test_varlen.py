@@ -12,6 +12,7 @@ import torch
 from torch.nn.attention import varlen
 
 from rerank_plugins.scorers.torch import attention
+from rerank_plugins.scorers.torch import varlen as ours
 from tests.tiny_torch import ARCHITECTURES, MAX_TOKENS
 from tests.varlen_on_cpu import varlen_attn
 
@@ -86,10 +87,10 @@ def test_varlen_attention_is_taken_where_it_runs(
     taken: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(attention, "_working_varlen", lambda *_: varlen_attn)
+    monkeypatch.setattr(ours, "_working_varlen", lambda *_: varlen_attn)
     query = SimpleNamespace(device=SimpleNamespace(type=device), dtype=dtype, shape=(1, 4, 9, size))
 
-    assert attention.find_varlen(query) is (varlen_attn if taken else None)  # type: ignore[arg-type]
+    assert ours.find_varlen(query) is (varlen_attn if taken else None)  # type: ignore[arg-type]
 
 
 def refuses(*_: Any, **__: Any) -> None:
@@ -114,7 +115,7 @@ def test_varlen_attention_is_tried_before_it_is_used(
 ) -> None:
     monkeypatch.setattr(varlen, "varlen_attn", function)
 
-    found = attention._working_varlen.__wrapped__(torch.device("cpu"), torch.bfloat16, 16)
+    found = ours._working_varlen.__wrapped__(torch.device("cpu"), torch.bfloat16, 16)
 
     assert (found is function) is usable
 
@@ -137,19 +138,19 @@ def test_a_batch_does_not_decide_how_keys_are_split(
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("window", [(-1, -1), (4, 4)])
-@pytest.mark.parametrize("first_only", [False, True])
-def test_the_stand_in_computes_what_torch_does(window: tuple[int, int], first_only: bool) -> None:
+@pytest.mark.parametrize("reads_only", [False, True])
+def test_the_stand_in_computes_what_torch_does(window: tuple[int, int], reads_only: bool) -> None:
     if not torch.cuda.is_available():
         pytest.skip("no CUDA device")
     lengths = [1, 7, 64, 30]
     offsets = torch.tensor([0, *np.cumsum(lengths)], dtype=torch.int32)
-    queries = torch.arange(len(lengths) + 1, dtype=torch.int32) if first_only else offsets
+    queries = torch.arange(len(lengths) + 1, dtype=torch.int32) if reads_only else offsets
     random = torch.Generator().manual_seed(1)
     states = [
         torch.randn(int(ends[-1]), 4, 64, generator=random).half()
         for ends in (queries, offsets, offsets)
     ]
-    longest = 1 if first_only else max(lengths)
+    longest = 1 if reads_only else max(lengths)
     sizes = longest, max(lengths)
     options = {"scale": 0.2, "window_size": window}
 

@@ -1,0 +1,176 @@
+"""Attention over the segments of a row with one call for all segments of one length."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Final
+
+import torch
+from torch.nn.functional import scaled_dot_product_attention
+
+from rerank_plugins.scorers.torch.hardware import fast_bf16
+
+if TYPE_CHECKING:
+    from rerank_plugins.scorers.torch.row import Group, PackedRow
+
+LONGEST_BY_PRODUCTS: Final = 1024
+"""Tokens in a pair: its attention weights are 16 MB in a layer of eight heads."""
+
+WEIGHTS_BYTES: Final = 64_000_000
+FEWEST_QUERIES: Final = 128
+"""Causal attention goes in steps of as many queries as this much memory holds weights, or masks,
+of; but not of fewer than these."""
+
+
+def attend_by_length(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    row: PackedRow,
+    scaling: float | None,
+    window: int | None,
+    *,
+    reads_only: bool,
+) -> torch.Tensor:
+    """Attend with one call for all segments of one kind; returns (tokens, heads, size).
+
+    With *reads_only*, *query* and the result hold each pair's read token alone; it sees all of the
+    pair, so there must be no *window* then.
+    """
+    heads, tokens, size = query.shape[1:]
+    attended = query.new_empty(tokens, heads, size)
+    for group in row.groups:
+        start, length = group.start, group.length
+        if reads_only:
+            if group.pair is None:
+                continue
+            start, length = group.pair, 1
+        answer = _attend(
+            _cut(query, start, group.count, length),
+            _seen(key, group),
+            _seen(value, group),
+            scale=scaling,
+            window=window,
+            causal=row.causal and not reads_only,
+        )  # (count, heads, length, size)
+        place = attended[start : start + group.count * length]
+        place.view(group.count, length, heads, size).copy_(answer.transpose(1, 2))
+    return attended
+
+
+def _cut(states: torch.Tensor, start: int, count: int, length: int) -> torch.Tensor:
+    """Return *count* neighbours of (1, heads, tokens, size) as (count, heads, length, size)."""
+    part = states[0, :, start : start + count * length]
+    return part.view(part.shape[0], count, length, -1).transpose(0, 1)
+
+
+def _seen(states: torch.Tensor, group: Group) -> torch.Tensor:
+    """Return what the segments of *group* see, (count, heads, context and length, size)."""
+    own = _cut(states, group.start, group.count, group.length)
+    if group.context is None:
+        return own
+    shared = _cut(states, group.context[0], 1, group.context[1])
+    return torch.cat([shared.expand(group.count, -1, -1, -1), own], dim=2)
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    *,
+    scale: float | None,
+    window: int | None,
+    causal: bool,
+) -> torch.Tensor:
+    """Attend from (count, heads, queries, size) to keys of which the queries' own are the last."""
+    if not causal:
+        mask = _mask(range(query.shape[2]), range(key.shape[2]), window, query.device)
+        return _attend_masked(query, key, value, mask, scale)
+    count, heads, queries, _ = query.shape
+    before = key.shape[2] - queries
+    weights = count * heads * key.shape[2] * query.element_size()
+    step = max(FEWEST_QUERIES, WEIGHTS_BYTES // weights)
+    answer = torch.empty_like(query)
+    for start in range(0, queries, step):
+        end = min(start + step, queries)
+        seen = range(max(0, before + start + 1 - window) if window else 0, before + end)
+        answer[:, :, start:end] = _attend_masked(
+            query[:, :, start:end],
+            key[:, :, seen.start : seen.stop],
+            value[:, :, seen.start : seen.stop],
+            _causal_mask(range(before + start, before + end), seen, window, query.device),
+            scale,
+        )
+    return answer
+
+
+def _attend_masked(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float | None,
+) -> torch.Tensor:
+    if by_products(query, query.shape[2]):
+        return _attend_by_products(query, key, value, mask, scale)
+    return scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
+    )
+
+
+def by_products(states: torch.Tensor, length: int) -> bool:
+    """Whether *length* queries attend by two plain matrix products.
+
+    In bf16 on a CPU without AMX, torch's fused attention takes twice their time. Their weights fill
+    memory by the square of the length, so long pairs do not.
+    """
+    return (
+        states.device.type == "cpu"
+        and states.dtype is torch.bfloat16
+        and length <= LONGEST_BY_PRODUCTS
+        and fast_bf16() == "AVX512-BF16"
+    )
+
+
+def _attend_by_products(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    mask: torch.Tensor | None,
+    scale: float | None,
+) -> torch.Tensor:
+    """Do what scaled_dot_product_attention does; all are (count, heads, length, size).
+
+    Where keys have fewer heads, neighbouring heads of the queries share one, as extra queries.
+    """
+    count, heads, queries, size = query.shape
+    scale = size**-0.5 if scale is None else scale
+    shared = heads // key.shape[1]
+    rows = (query * scale).reshape(count, -1, shared * queries, size)
+    weights = torch.matmul(rows, key.transpose(-1, -2))  # (count, key heads, rows, keys)
+    if mask is not None:
+        weights = weights.view(count, -1, shared, *mask.shape).masked_fill(~mask, -torch.inf)
+        weights = weights.view(count, -1, shared * queries, mask.shape[-1])
+    return torch.matmul(weights.softmax(-1), value).view(count, heads, queries, -1)
+
+
+def _mask(
+    queries: range, keys: range, window: int | None, device: torch.device
+) -> torch.Tensor | None:
+    """Return (queries, keys) bool, True where a token sees another; None where all see all."""
+    if window is None or len(keys) <= window:
+        return None
+    return _distance(queries, keys, device).abs() < window
+
+
+def _causal_mask(
+    queries: range, keys: range, window: int | None, device: torch.device
+) -> torch.Tensor:
+    distance = _distance(queries, keys, device)
+    seen = distance >= 0
+    return seen if window is None else seen & (distance < window)
+
+
+def _distance(queries: range, keys: range, device: torch.device) -> torch.Tensor:
+    """Return (queries, keys) int: how far each key's place is before each query's."""
+    query, key = (torch.arange(r.start, r.stop, device=device) for r in (queries, keys))
+    return query[:, None] - key[None]
