@@ -53,15 +53,19 @@ class Ours:
 
     def use(self, batch: int | None) -> None:
         """Open the model with that budget in tokens, and forget the pairs seen so far."""
-        from rerank_plugins import Reranker
-
         if self._opened is not None:
             self._opened.clear_cache()
             if batch == self._batch:
                 return
             self._opened.close()
         self._batch = batch
-        self._opened = Reranker(
+        self._opened = self._open(batch)
+        self._opened.warmup()
+
+    def _open(self, batch: int | None) -> Any:  # noqa: ANN401  this package is imported late
+        from rerank_plugins import Reranker
+
+        return Reranker(
             str(self._setup.folder),
             backend=self.backend,
             precision=self._setup.precision,
@@ -72,7 +76,6 @@ class Ours:
             normalizer=None,
             language_detector=None,
         )
-        self._opened.warmup()
 
     def score(self, request: Request) -> list[float]:
         """Return the logits, in the order of the documents."""
