@@ -57,7 +57,7 @@ def load_reference(files: ModelFiles, *, trust_remote_code: bool = False) -> Any
 
 def input_names(model: Any, files: ModelFiles) -> tuple[str, ...]:  # noqa: ANN401  imported late
     """Return the inputs of the graph; segments only where the model tells two texts apart."""
-    from rerank_plugins.scorers.torch.loading import reads_segments
+    from rerank_plugins.scorers.torch.preparing import reads_segments
 
     return INPUTS if reads_segments(model, files) else INPUTS[:2]
 

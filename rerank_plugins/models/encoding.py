@@ -58,6 +58,11 @@ class TokenPair:
         """Length with the special tokens and the prefix."""
         return len(self.ids) + (self.prefix.tokens if self.prefix is not None else 0)
 
+    @property
+    def all_ids(self) -> NDArray[np.int32]:
+        """``ids`` after those of the prefix, (tokens,)."""
+        return self.ids if self.prefix is None else np.concatenate([self.prefix.ids, self.ids])
+
 
 def pad(pairs: Sequence[TokenPair], pad_id: int) -> dict[str, NDArray[np.int64]]:
     """Return a model's inputs by name, each (pairs, longest), short rows filled on the right."""
@@ -66,7 +71,7 @@ def pad(pairs: Sequence[TokenPair], pad_id: int) -> dict[str, NDArray[np.int64]]
     mask = np.zeros(shape, dtype=np.int64)
     segments = np.zeros(shape, dtype=np.int64)
     for row, pair in enumerate(pairs):
-        ids[row, : pair.tokens] = pair.ids
+        ids[row, : pair.tokens] = pair.all_ids
         mask[row, : pair.tokens] = 1
         if pair.segments is not None:
             segments[row, : pair.tokens] = pair.segments

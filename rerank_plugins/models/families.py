@@ -9,7 +9,7 @@ import json
 import re
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Final, Literal, NamedTuple
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
@@ -199,10 +199,29 @@ def family_named(name: str) -> Family:
         raise ConfigError(f"family: {name!r} holds no family: {exc}") from exc
 
 
-def family_of(config: Mapping[str, Any]) -> Family | None:
-    """Return the row that a model's config.json stands for, or None where there is none."""
+class ChosenFamily(NamedTuple):
+    """The family of a model, and why."""
+
+    family: Family
+    why: str
+
+
+def choose_family(asked: str, config: Mapping[str, Any]) -> ChosenFamily | None:
+    """Return the family of a model with that config.json, or None where it is a cross-encoder.
+
+    *asked* is the setting ``family``. A checkpoint that was converted to a classifier is still of
+    its family: it has another head, and wants the same prompt.
+
+    Raises:
+        ConfigError: *asked* is no family.
+    """
+    if asked != "auto":
+        return ChosenFamily(family_named(asked), "as set")
     kind = config.get("model_type")
-    return next((family for family in FAMILIES if kind in family.model_types), None)
+    for family in FAMILIES:
+        if kind in family.model_types:
+            return ChosenFamily(family, f"that of rerankers with model_type {kind}")
+    return None
 
 
 def _from_fields(read: object, stem: str) -> Family:

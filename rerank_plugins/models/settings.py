@@ -38,8 +38,8 @@ FALLBACK_LENGTH = 512
 """Longest pair where a model's files name no limit, as that of BERT."""
 
 
-def longest_pair(files: ModelFiles, asked: int | None) -> int:
-    """Return the longest pair in tokens: *asked*, or the model's own limit.
+def longest_pair(files: ModelFiles, asked: int | None, *, usual: int | None = None) -> int:
+    """Return the longest pair in tokens: *asked*, or the model's own limit, *usual* at most.
 
     Raises:
         ModelLoadError: config.json holds what is no number of positions.
@@ -54,7 +54,7 @@ def longest_pair(files: ModelFiles, asked: int | None) -> int:
         return asked
     written = files.tokenizer_config.get("model_max_length")
     tokenizer = int(written) if _is_number(written) and 0 < written < SANE_LENGTH else None
-    return min(filter(None, (positions, tokenizer)), default=FALLBACK_LENGTH)
+    return min(filter(None, (positions, tokenizer, usual)), default=FALLBACK_LENGTH)
 
 
 def first_position(files: ModelFiles) -> int:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from rerank_plugins.errors import ModelLoadError, first_line
+from rerank_plugins.errors import ConfigError, ModelLoadError, first_line
 from rerank_plugins.models.encoding import PairEncoder
+from rerank_plugins.models.prompts import PromptEncoder
 from rerank_plugins.models.settings import longest_pair
 
 if TYPE_CHECKING:
     from rerank_plugins.config import RerankConfig
+    from rerank_plugins.models.families import Family
     from rerank_plugins.models.files import ModelFiles
 
 
@@ -35,6 +37,32 @@ def open_encoder(files: ModelFiles, config: RerankConfig, *, segments: bool) -> 
     # The tokenizers library raises plain Exception.
     except Exception as exc:
         raise ModelLoadError(files.name, f"its tokenizer cannot encode a pair: {exc}") from exc
+
+
+def open_prompt_encoder(files: ModelFiles, config: RerankConfig, family: Family) -> PromptEncoder:
+    """Return the encoder of a language model's prompts, of its *family*.
+
+    Raises:
+        ConfigError: max_length is more than the model takes, or less than the prompt does.
+        ModelLoadError: tokenizer.json is broken, or not that of a model of this family.
+    """
+    longest = longest_pair(files, config.max_length, usual=family.max_length)
+    tokenizer = _read(files)
+    try:
+        return PromptEncoder(
+            tokenizer,
+            family,
+            max_length=longest,
+            truncation=config.truncation,
+            special_tokens=config.special_tokens,
+        )
+    except ConfigError:
+        raise
+    # The tokenizers library raises plain Exception.
+    except Exception as exc:
+        raise ModelLoadError(
+            files.name, f"its tokenizer cannot encode the prompts of {family.name}: {exc}"
+        ) from exc
 
 
 def _read(files: ModelFiles) -> Any:  # noqa: ANN401  tokenizers is imported late

@@ -8,6 +8,7 @@ import torch
 from safetensors import safe_open
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
 PIECE_BYTES: Final = 64_000_000
@@ -47,6 +48,38 @@ class Weight:
             with safe_open(self._path, framework="pt") as file:
                 whole[start:end] = file.get_slice(self._name)[start:end]
         return whole
+
+
+def tensor_places(weights: Sequence[Path]) -> dict[str, Path]:
+    """Return the file of each tensor of a checkpoint by its name, pickled files included."""
+    places: dict[str, Path] = {}
+    for path in weights:
+        names = tensor_names(path) or list(_unpickled(path))
+        places |= dict.fromkeys(names, path)
+    return places
+
+
+def read_rows(path: Path, name: str, rows: Sequence[int] | None = None) -> torch.Tensor:
+    """Return *rows* of a tensor, all where None, in float32; no other is read of safetensors."""
+    if path.suffix != ".safetensors":
+        saved = _unpickled(path)[name]
+        return (saved if rows is None else saved[list(rows)]).float()
+    with safe_open(path, framework="pt") as file:
+        if rows is None:
+            whole: torch.Tensor = file.get_tensor(name)
+            return whole.to(torch.float32, copy=True)
+        view = file.get_slice(name)
+        return torch.cat([view[row : row + 1] for row in rows]).to(torch.float32, copy=True)
+
+
+def _unpickled(path: Path) -> dict[str, torch.Tensor]:
+    """Map a pickled checkpoint, of tensors alone, into memory."""
+    if path.suffix == ".safetensors":
+        return {}
+    found: dict[str, torch.Tensor] = torch.load(
+        path, map_location="cpu", mmap=True, weights_only=True
+    )
+    return found
 
 
 def tensor_names(path: Path) -> list[str]:

@@ -1,133 +1,77 @@
-"""A PyTorch cross-encoder from its files, straight into the number format it will compute in."""
+"""A PyTorch model from its files, straight into the number format it will compute in."""
 
 from __future__ import annotations
 
-import inspect
 import logging
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import torch
-from transformers import (
-    AutoConfig,
-    AutoModelForSequenceClassification,
-    PreTrainedModel,
-)
+from transformers import AutoConfig, AutoModel, AutoModelForSequenceClassification, PreTrainedModel
 from transformers import __version__ as transformers_version
 from transformers.models.auto.modeling_auto import (
-    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as KNOWN_KINDS,
+    MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES,
+    MODEL_MAPPING_NAMES,
 )
 
 from rerank_plugins.config import Backend
 from rerank_plugins.errors import ModelLoadError, first_line
-from rerank_plugins.models.layouts import layout_of
-from rerank_plugins.models.settings import (
-    first_position,
-    needs_remote_code,
-    other_kind,
-    pad_id,
-)
+from rerank_plugins.models.settings import needs_remote_code, other_kind
 from rerank_plugins.scorers.torch.building import BUILDING
 from rerank_plugins.scorers.torch.checkpoint import Weight, tensor_names
-from rerank_plugins.scorers.torch.head import widen_head
-from rerank_plugins.scorers.torch.linear import prepack
-from rerank_plugins.scorers.torch.packed import PackedExecution, find_layers
-from rerank_plugins.scorers.torch.padded import PaddedExecution
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Collection, Iterator, Mapping
 
     from transformers import PretrainedConfig
 
-    from rerank_plugins.models.encoding import PairEncoder
     from rerank_plugins.models.files import ModelFiles
 
 logger = logging.getLogger(__name__)
 
 
-def load_cross_encoder(
-    files: ModelFiles,
-    device: torch.device,
-    dtype: torch.dtype,
-    *,
-    open_encoder: Callable[..., PairEncoder],
-    trust_remote_code: bool,
-) -> tuple[PairEncoder, PackedExecution | PaddedExecution]:
-    """Return the encoder of a model's pairs, and the model ready to run on *device*.
+class ModelKind(NamedTuple):
+    """What is built of a checkpoint: by which class of transformers, from which tensors."""
 
-    Raises:
-        ConfigError: max_length is more than the model takes.
-        ModelLoadError: it is no cross-encoder, needs code of its own, or its files do not fit.
-    """
-    model = load_model(files, dtype, trust_remote_code=trust_remote_code)
-    segments = reads_segments(model, files)
-    encoder = open_encoder(segments=segments)
-    try:
-        return encoder, _prepare(model, files, encoder, device, segments=segments)
-    # What an architecture or a device does not take shows itself as anything.
-    except Exception as exc:
-        raise ModelLoadError(
-            files.name,
-            f"it cannot be made ready in {dtype} on {device}; another device or precision may do: "
-            f"{type(exc).__name__}: {first_line(exc)}",
-        ) from exc
+    what: str
+    auto: Any
+    known: Collection[str]
+    """Values of ``model_type`` that transformers has code of its own for."""
+    unread: tuple[str, ...] = ()
+    """How names of tensors begin that are not part of it."""
 
 
-def _prepare(
-    model: PreTrainedModel,
-    files: ModelFiles,
-    encoder: PairEncoder,
-    device: torch.device,
-    *,
-    segments: bool,
-) -> PackedExecution | PaddedExecution:
-    """Move a loaded model to *device*, and choose how it runs there."""
-    # Code of a model's own may have another layout under a known name.
-    layout = layout_of(files.config) if type(model).__module__.startswith("transformers.") else None
-    if model.dtype is not torch.float32:
-        widen_head(model, layout, files)
-    torch.nn.Module.to(model, device)
-    if layout is not None:
-        prepack(find_layers(model, layout), layout)
-        if layout.packed:
-            execution = PackedExecution(
-                model,
-                model,
-                layout,
-                first_position=first_position(files),
-                segments=segments,
-            )
-            if execution.works:
-                return execution
-            execution.close()
-            logger.warning(
-                "%s: transformers %s does not pass attention through for %s; it runs padded",
-                files.name,
-                transformers_version,
-                files.config.get("model_type"),
-            )
-            model.set_attn_implementation("sdpa")
-    padding = model.config.pad_token_id
-    if padding is None:
-        padding = pad_id(files, encoder.token_to_id)
-    return PaddedExecution(model, pad_id=padding, segments=segments)
+CROSS_ENCODER: Final = ModelKind(
+    "a cross-encoder",
+    AutoModelForSequenceClassification,
+    frozenset(MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES),
+)
+LANGUAGE_MODEL: Final = ModelKind(
+    "a language model", AutoModel, frozenset(MODEL_MAPPING_NAMES), ("lm_head.", "score.")
+)
+"""Without its head: of the vocabulary's rows, only those of the answers are read."""
 
 
 def load_model(
-    files: ModelFiles, dtype: torch.dtype, *, trust_remote_code: bool = False
+    files: ModelFiles,
+    dtype: torch.dtype,
+    kind: ModelKind = CROSS_ENCODER,
+    *,
+    trust_remote_code: bool = False,
 ) -> PreTrainedModel:
-    """Build the classifier that config.json describes and fill it with the weights of *files*.
+    """Build the model that config.json describes and fill it with the weights of *files*.
 
     Raises:
-        ModelLoadError: it is no cross-encoder, needs code of its own, or its weights do not fit.
+        ModelLoadError: it is not of that *kind*, needs code of its own, or its weights do not fit.
     """
-    if needs_remote_code(files.config) and not trust_remote_code and not _is_known(files.config):
+    is_known = files.config.get("model_type") in kind.known
+    if needs_remote_code(files.config) and not trust_remote_code and not is_known:
         raise ModelLoadError(
             files.name,
             "its architecture is code in its own repository, which loading it would run. If you "
             "trust that code, set trust_remote_code=True, and revision to a commit you have read",
         )
-    if elsewhere := _code_elsewhere(files.config):
+    if not is_known and (elsewhere := _code_elsewhere(files.config)):
         raise ModelLoadError(
             files.name,
             f"its code is in another repository, {elsewhere}, which revision does not pin. Read "
@@ -144,19 +88,21 @@ def load_model(
         with BUILDING:
             config = _read_config(files, trust_remote_code=trust_remote_code)
             with _silenced_report():
-                model, report = _build(files, config, dtype, trust_remote_code=trust_remote_code)
+                model, report = _build(
+                    files, config, dtype, kind, trust_remote_code=trust_remote_code
+                )
     except ModelLoadError:
         raise
     # Settings and weights of strangers meet code of many hands: it raises anything.
     except Exception as exc:
-        kind = other_kind(files.config)
-        what = f"it is {kind}, not a cross-encoder: " if kind else ""
+        other = _another(files, kind)
+        what = f"it is {other}: " if other else ""
         raise ModelLoadError(
             files.name,
             f"{what}transformers {transformers_version} cannot build it: "
             f"{type(exc).__name__}: {first_line(exc)}",
         ) from exc
-    _check_fit(files, report)
+    _check_fit(files, report, kind)
     return model
 
 
@@ -167,29 +113,9 @@ def saved_dtype(files: ModelFiles) -> torch.dtype | None:
     return found if isinstance(found, torch.dtype) else None
 
 
-def reads_segments(model: PreTrainedModel, files: ModelFiles) -> bool:
-    """Whether the model tells the two texts of a pair apart by their segments.
-
-    That is so where its code takes them, it has embeddings for more than one, and its tokenizer
-    settings do not leave them out.
-    """
-    named = files.tokenizer_config.get("model_input_names")
-    kinds = getattr(model.config, "type_vocab_size", 2)
-    return (
-        "token_type_ids" in inspect.signature(model.forward).parameters
-        and kinds > 1
-        and (not isinstance(named, list) or "token_type_ids" in named)
-    )
-
-
-def _is_known(config: Mapping[str, Any]) -> bool:
-    """Whether transformers has a classifier of its own for this architecture."""
-    return config.get("model_type") in KNOWN_KINDS
-
-
 def _code_elsewhere(config: Mapping[str, Any]) -> str | None:
     """Return the other repository that ``auto_map`` names as the home of a model's code."""
-    if _is_known(config) or not needs_remote_code(config):
+    if not needs_remote_code(config):
         return None
     named = (str(place).partition("--") for place in config["auto_map"].values())
     return next((repository for repository, dashes, _ in named if dashes), None)
@@ -207,7 +133,12 @@ def _read_config(files: ModelFiles, *, trust_remote_code: bool) -> PretrainedCon
 
 
 def _build(
-    files: ModelFiles, config: PretrainedConfig, dtype: torch.dtype, *, trust_remote_code: bool
+    files: ModelFiles,
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    kind: ModelKind,
+    *,
+    trust_remote_code: bool,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Return the filled model, and transformers' report of what fitted."""
     options: dict[str, Any] = {
@@ -220,21 +151,23 @@ def _build(
     built: tuple[PreTrainedModel, dict[str, Any]]
     if needs_remote_code(files.config) and trust_remote_code:
         # Its own code may load in a way of its own.
-        built = AutoModelForSequenceClassification.from_pretrained(
+        built = kind.auto.from_pretrained(
             files.folder, trust_remote_code=True, local_files_only=True, **options
         )
         return built
-    kind: Any
     with torch.device("meta"):
         # Never None, for which transformers would ask on the terminal whether to run code.
-        kind = type(AutoModelForSequenceClassification.from_config(config, trust_remote_code=False))
+        of = type(kind.auto.from_config(config, trust_remote_code=False))
     if any(path.suffix == ".safetensors" for path in files.weights):
         weights = {
-            name: Weight(path, name, dtype) for path in files.weights for name in tensor_names(path)
+            name: Weight(path, name, dtype)
+            for path in files.weights
+            for name in tensor_names(path)
+            if not name.startswith(kind.unread)
         }
-        built = kind.from_pretrained(None, state_dict=weights, **options)
+        built = of.from_pretrained(None, state_dict=weights, **options)
     elif files.backend is Backend.TORCH:
-        built = kind.from_pretrained(
+        built = of.from_pretrained(
             files.folder, use_safetensors=False, local_files_only=True, **options
         )
     else:
@@ -242,7 +175,7 @@ def _build(
     return built
 
 
-def _check_fit(files: ModelFiles, report: Mapping[str, Any]) -> None:
+def _check_fit(files: ModelFiles, report: Mapping[str, Any], kind: ModelKind) -> None:
     """Raise `ModelLoadError` if a weight is missing or of another shape: it would be random."""
     for name, found, wanted in sorted(report["mismatched_keys"])[:1]:
         raise ModelLoadError(
@@ -259,8 +192,8 @@ def _check_fit(files: ModelFiles, report: Mapping[str, Any]) -> None:
             unused[0],
         )
     if missing := sorted(report["missing_keys"]):
-        kind = other_kind(files.config)
-        what = f"it is {kind}, not a cross-encoder" if kind else "its checkpoint is incomplete"
+        other = _another(files, kind)
+        what = f"it is {other}" if other else "its checkpoint is incomplete"
         code = (
             ". Its repository has code of its own for it, which trust_remote_code=True would run"
             if needs_remote_code(files.config)
@@ -269,6 +202,12 @@ def _check_fit(files: ModelFiles, report: Mapping[str, Any]) -> None:
         raise ModelLoadError(
             files.name, f"{what}: there are no weights for {', '.join(missing[:4])}{code}"
         )
+
+
+def _another(files: ModelFiles, kind: ModelKind) -> str | None:
+    """Return what else the model is, as far as its config.json says."""
+    other = other_kind(files.config) if kind is CROSS_ENCODER else None
+    return f"{other}, not {kind.what}" if other else None
 
 
 @contextmanager

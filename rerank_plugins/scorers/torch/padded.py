@@ -12,8 +12,6 @@ from rerank_plugins.scorers.torch.building import BUILDING
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from transformers import PreTrainedModel
-
     from rerank_plugins.models.encoding import TokenPair
 
 
@@ -22,9 +20,11 @@ class PaddedExecution:
 
     padded = True
 
-    def __init__(self, model: PreTrainedModel, *, pad_id: int, segments: bool) -> None:
+    def __init__(
+        self, model: torch.nn.Module, device: torch.device, *, pad_id: int, segments: bool
+    ) -> None:
         self._model: Any = model
-        self._device = model.device
+        self._device = device
         self._pad_id = pad_id
         self._names = ["input_ids", "attention_mask", *(["token_type_ids"] if segments else [])]
 

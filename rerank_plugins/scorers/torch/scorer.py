@@ -1,17 +1,18 @@
-"""Cross-encoders in PyTorch, built by transformers."""
+"""Cross-encoders and language models in PyTorch, built by transformers."""
 
 from __future__ import annotations
 
 from functools import partial
-from typing import TYPE_CHECKING, Final, Literal, Self
+from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
 from rerank_plugins.config import Activation, Backend, Precision
 from rerank_plugins.errors import ModelLoadError, ScoringError, first_line
+from rerank_plugins.models.families import choose_family
 from rerank_plugins.models.files import find_model
 from rerank_plugins.models.settings import model_activation
-from rerank_plugins.models.tokenizer import open_encoder
+from rerank_plugins.models.tokenizer import open_encoder, open_prompt_encoder
 from rerank_plugins.models.weights import choose_torch
 from rerank_plugins.scorers.labels import check_head, to_logits
 from rerank_plugins.scorers.selection import Choice, as_set, backend_choice, installed_backends
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from rerank_plugins.config import RerankConfig
     from rerank_plugins.models.encoding import PairEncoder, TokenPair
     from rerank_plugins.models.files import ModelFiles
+    from rerank_plugins.models.prompts import PromptEncoder
     from rerank_plugins.scorers.torch.hardware import PrecisionChoice
     from rerank_plugins.scorers.torch.packed import PackedExecution
     from rerank_plugins.scorers.torch.padded import PaddedExecution
@@ -48,7 +50,7 @@ OUT_OF_MEMORY: Final = ("out of memory", "allocate memory", "not enough memory",
 
 
 class TorchScorer:
-    """Scores pairs with a PyTorch cross-encoder; its head and the activation are in float32.
+    """Scores pairs with a PyTorch model; its head and the activation are in float32.
 
     Architectures with a row in `models.layouts` run packed, nothing padded; others run padded, as
     their own code does.
@@ -60,7 +62,7 @@ class TorchScorer:
         self,
         files: ModelFiles,
         execution: PackedExecution | PaddedExecution,
-        encoder: PairEncoder,
+        encoder: PairEncoder | PromptEncoder,
         *,
         activation: Literal["sigmoid", "logit"],
         device: torch.device,
@@ -77,20 +79,20 @@ class TorchScorer:
             f"{encoder.identity}"
         )
         self._execution: PackedExecution | PaddedExecution | None = execution
-        self._encoder = encoder
+        self._encoder: PairEncoder | PromptEncoder = encoder
         self._same_logit = SAME_LOGIT[precision.precision]
 
     @classmethod
-    def open(cls, config: RerankConfig, files: ModelFiles | None = None) -> Self:
+    def open(cls, config: RerankConfig, files: ModelFiles | None = None) -> TorchScorer:
         """Load a model's files, found here unless given, and score a pair to see that it ranks.
 
         Raises:
             ConfigError: device, precision or max_length is not what this machine or model offers.
             MissingExtraError: torch or transformers is not installed.
-            ModelLoadError: the files are not there, broken, or not those of a cross-encoder.
+            ModelLoadError: the files are not there, broken, or not those of a reranker.
         """
         import_torch('backend "torch"')
-        from rerank_plugins.scorers.torch.loading import load_cross_encoder, saved_dtype
+        from rerank_plugins.scorers.torch.loading import saved_dtype
 
         device = choose_device(config.device)
         if files is None:
@@ -101,24 +103,8 @@ class TorchScorer:
                 local_files_only=config.local_files_only,
                 remote_code=config.trust_remote_code,
             )
-        activation = model_activation(files, must_know=config.activation is Activation.AUTO)
         precision = choose_precision(config.precision, device, saved_dtype(files))
-        encoder, execution = load_cross_encoder(
-            files,
-            device,
-            torch_dtype(precision.precision),
-            open_encoder=partial(open_encoder, files, config),
-            trust_remote_code=config.trust_remote_code,
-        )
-        scorer = cls(
-            files,
-            execution,
-            encoder,
-            activation=activation,
-            device=device,
-            precision=precision,
-            choices=_choices(config, device, precision, encoder.max_length),
-        )
+        scorer = _load(cls, config, files, device, precision)
         try:
             scorer._check()
         except BaseException:
@@ -192,6 +178,67 @@ class TorchScorer:
                 f"the logit of a pair depends on the pairs beside it (by {apart:.3g}): its code "
                 "does not leave out the padding",
             )
+
+
+class PromptScorer(TorchScorer):
+    """Scores pairs with a language model that is asked about each, as its family asks."""
+
+    _encoder: PromptEncoder
+
+    @property
+    def instruction(self) -> str:
+        """What the model is told to look for where nobody says otherwise; blank for nothing."""
+        return self._encoder.family.instruction
+
+    def encode(
+        self, query: str, documents: Sequence[str], *, instruction: str | None = None
+    ) -> list[TokenPair]:
+        """Encode one query with each document, in order; safe in many threads."""
+        return self._encoder.encode(query, documents, instruction=instruction)
+
+
+def _load(
+    cls: type[TorchScorer],
+    config: RerankConfig,
+    files: ModelFiles,
+    device: torch.device,
+    precision: PrecisionChoice,
+) -> TorchScorer:
+    """Load what the files and the setting ``family`` say: a cross-encoder or a language model."""
+    from rerank_plugins.scorers.torch.preparing import load_cross_encoder, load_language_model
+
+    chosen = choose_family(config.family, files.config)
+    if chosen is None:
+        activation = model_activation(files, must_know=config.activation is Activation.AUTO)
+        encoder, execution = load_cross_encoder(
+            files,
+            device,
+            torch_dtype(precision.precision),
+            open_encoder=partial(open_encoder, files, config),
+            trust_remote_code=config.trust_remote_code,
+        )
+        choices = _choices(config, device, precision, encoder.max_length)
+        return cls(
+            files,
+            execution,
+            encoder,
+            activation=activation,
+            device=device,
+            precision=precision,
+            choices=choices,
+        )
+    prompts = open_prompt_encoder(files, config, chosen.family)
+    execution = load_language_model(files, device, torch_dtype(precision.precision), prompts)
+    choices = _choices(config, device, precision, prompts.max_length)
+    return PromptScorer(
+        files,
+        execution,
+        prompts,
+        activation=chosen.family.activation,
+        device=device,
+        precision=precision,
+        choices={"family": Choice(chosen.family.name, chosen.why), **choices},
+    )
 
 
 def _choices(
