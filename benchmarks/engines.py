@@ -5,16 +5,18 @@ Every engine gets one request after the other, as a service would, and gives log
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 from language_model import BODY, INSTRUCTION, PREFIX, SUFFIX, answer_ids
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
 
     from workloads import Request
+
+    from rerank_plugins import RerankConfig
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,8 +67,13 @@ class Ours:
     def _open(self, batch: int | None) -> Any:  # noqa: ANN401  this package is imported late
         from rerank_plugins import Reranker
 
-        return Reranker(
-            str(self._setup.folder),
+        return Reranker.from_config(self._config(batch))
+
+    def _config(self, batch: int | None) -> RerankConfig:
+        from rerank_plugins import RerankConfig
+
+        return RerankConfig(
+            model=str(self._setup.folder),
             backend=self.backend,
             precision=self._setup.precision,
             device=self._setup.device,
@@ -92,6 +99,33 @@ class OursOnnx(Ours):
     """The same over the model's ONNX file."""
 
     backend = "onnx"
+
+
+class OursApart(Ours):
+    """The same with every prompt computed whole: what the shared prefix brings, and what not."""
+
+    def _open(self, batch: int | None) -> Any:  # noqa: ANN401  this package is imported late
+        from rerank_plugins import Reranker
+        from rerank_plugins.scorers import open_scorer
+
+        config = self._config(batch)
+        own = {name: getattr(config, name) for name in config.model_fields_set - {"model"}}
+        return Reranker(_WholePrompts(open_scorer(config)), **own)
+
+
+class _WholePrompts:
+    """A scorer whose pairs share nothing; all else is the scorer's that it is made of."""
+
+    def __init__(self, scorer: Any) -> None:  # noqa: ANN401  this package is imported late
+        self._scorer = scorer
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  as it is there
+        return getattr(self._scorer, name)
+
+    def encode(self, query: str, documents: Sequence[str], **settings: object) -> list[Any]:
+        """Return pairs without a prefix of their own."""
+        pairs = self._scorer.encode(query, documents, **settings)
+        return [replace(pair, ids=pair.all_ids, prefix=None) for pair in pairs]
 
 
 class SentenceTransformers:
@@ -239,6 +273,7 @@ class LastPosition(ModelCard):
 
 
 OURS, ST, PLAIN, ONNX = "rerank-plugins", "sentence-transformers", "transformers", "onnx"
+APART = "rerank-plugins unshared"
 CARD, LAST = "model card", "transformers last position"
 
 ENGINES: dict[str, Callable[[Setup], Engine]] = {
@@ -246,6 +281,7 @@ ENGINES: dict[str, Callable[[Setup], Engine]] = {
     ST: SentenceTransformers,
     PLAIN: Transformers,
     ONNX: OursOnnx,
+    APART: OursApart,
     CARD: ModelCard,
     LAST: LastPosition,
 }

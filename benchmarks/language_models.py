@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from bench import describe_machine, names_of
 from comparison import Run, largest_difference, say, spearman
-from engines import CARD, LAST, OURS, ST, Setup
+from engines import APART, CARD, LAST, OURS, ST, Setup
 from language_model import (
     BODY,
     CARD_LENGTH,
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
 
     from tokenizers import Tokenizer
 
-ENGINES = (OURS, CARD, ST, LAST)
+ENGINES = (OURS, APART, CARD, ST, LAST)
 PEER_SIZES = (1, 2, 4, 8, 16)
-SIZES: dict[str, tuple[int | None, ...]] = {OURS: (None,)}
+SIZES: dict[str, tuple[int | None, ...]] = {OURS: (None,), APART: (None,)}
 """Batch sizes that an engine may choose its best of; PEER_SIZES where it is not here."""
 
 AS_WRITTEN: dict[str, int | None] = {CARD: None, ST: 32}
@@ -50,7 +50,7 @@ def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--models", default="qwen3-0.6b", help=", ".join(LANGUAGE_MODELS))
     parser.add_argument("--workloads", default=",".join(QUERY_TOKENS), help="comma-separated")
-    parser.add_argument("--engines", default=f"{OURS},{CARD},{ST}", help=f"also {LAST}")
+    parser.add_argument("--engines", default=f"{OURS},{APART},{CARD},{ST}", help=f"also {LAST}")
     parser.add_argument("--precision", default="bf16", help="of all engines: fp32, bf16 or fp16")
     parser.add_argument("--documents", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=2)
@@ -175,7 +175,7 @@ def _best_size(engine: str, task: Task, known: int | None) -> int | None:
 def _first(worker: Worker, size: int | None, task: Task) -> Run:
     """Measure memory, on the texts as they are: these logits are the ones that are compared."""
     logits, gib = worker.growth(task.requests, size)
-    say(f"{worker.name}, {size or 'own'}: {'?' if gib is None else f'{gib:.2f}'} GiB")
+    say(f"{worker.name}, {size or 'no size'}: {'?' if gib is None else f'{gib:.2f}'} GiB")
     peak = float("nan") if gib is None else gib
     return Run(worker.name, task.setup.precision, size, best=True, logits=logits, peak_gib=peak)
 
@@ -217,7 +217,7 @@ def table(runs: Sequence[Run], reference: Sequence[Sequence[float]]) -> str:
     lines = [" | ".join(HEADER), "|".join(["---", *["--:"] * (len(HEADER) - 1)])]
     for run in runs:
         others = [peers.get(name) for name in (CARD, ST)]
-        batch = "own" if run.engine == OURS else "all" if run.batch is None else str(run.batch)
+        batch = "own" if run.engine in SIZES else "all" if run.batch is None else str(run.batch)
         cells = (
             run.engine,
             batch,
