@@ -207,7 +207,14 @@ def _check_fit(files: ModelFiles, report: Mapping[str, Any], kind: ModelKind) ->
 def _another(files: ModelFiles, kind: ModelKind) -> str | None:
     """Return what else the model is, as far as its config.json says."""
     other = other_kind(files.config) if kind is CROSS_ENCODER else None
-    return f"{other}, not {kind.what}" if other else None
+    if other is None:
+        return None
+    advice = (
+        ' (to ask it about each pair all the same, name its family: family="yes-no", or a file)'
+        if other.startswith("a causal language model")
+        else ""
+    )
+    return f"{other}, not {kind.what}{advice}"
 
 
 @contextmanager

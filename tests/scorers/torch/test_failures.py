@@ -67,9 +67,9 @@ def configure(folder: Path, **config: object) -> None:
         ),
         (
             lambda folder: replace_model(
-                folder, AutoModelForCausalLM, "qwen2", num_key_value_heads=2
+                folder, AutoModelForCausalLM, "llama", num_key_value_heads=2
             ),
-            "a causal language model",
+            'a causal language model .* name its family: family="yes-no"',
         ),
         (
             lambda folder: change(folder, lambda tensors: tensors.pop("classifier.weight")),
