@@ -42,7 +42,7 @@ test-gpu: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/bench.py --folder build/bench $(ARGS)
 
-# Half an hour on two cores, most of it the peers.
+# Half an hour on two cores by reckoning, most of it the peers.
 bench-language-models: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/language_models.py --folder build/bench $(ARGS)
 
