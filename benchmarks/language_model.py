@@ -19,7 +19,6 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from torch import Tensor
-    from workloads import Request
 
 PREFIX = (
     "<|im_start|>system\nJudge whether the Document meets the requirements based on the Query and "
@@ -35,8 +34,6 @@ CARD_LENGTH = 8192
 """Tokens a pair is cut to on the model card; the model itself takes 40 960."""
 
 FIT_DOCUMENTS = 16
-FIT_TURNS = 2
-"""The answer rows are embeddings of words of the prompt too, so that setting them moves states."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,8 +87,8 @@ def _write(folder: Path, row: LanguageModel) -> None:
     config = _config(row, tokenizer)
     model = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).eval()
     _randomize(model, row)
-    for _ in range(FIT_TURNS):
-        _fit_answers(model, tokenizer)
+    _fit_answers(model, tokenizer)
+    _spread_answers(model, tokenizer)
     tokenizer.save_pretrained(folder)
     model.save_pretrained(folder)
     _write_cross_encoder(folder, tokenizer)
@@ -135,31 +132,42 @@ def _randomize(model: Any, row: LanguageModel) -> None:  # noqa: ANN401  torch i
 
 
 def _fit_answers(model: Any, tokenizer: Any) -> None:  # noqa: ANN401  imported late
-    """Set the rows of "yes" and "no": logits of real pairs have mean 0 and deviation SPREAD."""
+    """Set the rows of "yes" and "no" along the direction in which real pairs differ most."""
     import torch
 
-    (request,) = make_requests(SHAPES["RAG chunk"], FIT_DOCUMENTS, seed=1)
     yes, no = answer_ids(tokenizer)
     with torch.inference_mode():
-        states = _last_states(model, tokenizer, request).double()  # (pairs, width)
+        states = _last_states(model, tokenizer, seed=1)  # (pairs, width)
         mean = states.mean(dim=0)
         _, _, directions = torch.linalg.svd(states - mean, full_matrices=False)
         # What all pairs have in common would only move every logit.
         direction = directions[0] - mean * (directions[0] @ mean) / (mean @ mean)
-        direction *= SPREAD / (states @ direction).std()
         rows = model.get_input_embeddings().weight
-        rows[yes], rows[no] = direction / 2, -direction / 2
+        rows[yes], rows[no] = direction, -direction
 
 
-def _last_states(model: Any, tokenizer: Any, request: Request) -> Tensor:  # noqa: ANN401  imported late
+def _spread_answers(model: Any, tokenizer: Any) -> None:  # noqa: ANN401  imported late
+    """Scale both rows until the logits of other pairs than the fitted ones deviate by SPREAD."""
     import torch
 
+    answers = list(answer_ids(tokenizer))
+    with torch.inference_mode():
+        rows = model.get_input_embeddings().weight
+        yes, no = rows[answers].double()
+        logits = _last_states(model, tokenizer, seed=2) @ (yes - no)  # (pairs,)
+        rows[answers] *= SPREAD / logits.std().item()
+
+
+def _last_states(model: Any, tokenizer: Any, *, seed: int) -> Tensor:  # noqa: ANN401  imported late
+    import torch
+
+    (request,) = make_requests(SHAPES["RAG chunk"], FIT_DOCUMENTS, seed=seed)
     states = []
     for document in request.documents:
         text = PREFIX + BODY.format(instruction=INSTRUCTION, query=request.query, document=document)
         ids = tokenizer(text + SUFFIX, return_tensors="pt")["input_ids"]  # (1, tokens)
         states.append(model.model(input_ids=ids).last_hidden_state[0, -1])
-    return torch.stack(states)
+    return torch.stack(states).double()
 
 
 def answer_ids(tokenizer: Any) -> tuple[int, int]:  # noqa: ANN401  imported late
