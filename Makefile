@@ -8,7 +8,7 @@ ARGS ?=
 # One version for all tests and figures, installed first so that nothing else picks another.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test test-fast test-gpu bench bench-gpu lint types fix clean
+.PHONY: demo test test-fast test-gpu bench bench-gpu bench-language-models lint types fix clean
 
 $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
@@ -41,6 +41,10 @@ test-gpu: $(VENV)/.installed-dev
 # Twenty minutes on two cores; ARGS="--quick" for two. The models are kept in build/bench.
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/bench.py --folder build/bench $(ARGS)
+
+# Half an hour on two cores by reckoning, most of it the peers.
+bench-language-models: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/language_models.py --folder build/bench $(ARGS)
 
 bench-gpu: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/gpu.py --folder build/bench $(ARGS)

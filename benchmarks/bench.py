@@ -15,9 +15,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 from comparison import Entry, compare, pairs_for, say, table
-from engines import ENGINES, ONNX, OURS, PLAIN, ST, Setup, Worker
+from engines import ENGINES, ONNX, OURS, PLAIN, ST, Setup
 from full_size import MODELS, ensure_model
 from rates import matrix_rate, token_lengths, work_of
+from workers import Worker
 from workloads import SHAPES, have_data, make_requests
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def read_arguments() -> argparse.Namespace:
         arguments.models, arguments.shapes = "minilm-l6", "RAG chunk"
         arguments.seconds, arguments.rounds = 2.0, 2
     for name, known in (("models", MODELS), ("shapes", SHAPES), ("engines", ENGINES)):
-        chosen = _names(getattr(arguments, name) or "")
+        chosen = names_of(getattr(arguments, name) or "")
         if unknown := [value for value in chosen if value not in known]:
             parser.error(f"--{name}: unknown {', '.join(unknown)}; known are {', '.join(known)}")
     return arguments
@@ -65,11 +66,11 @@ def main() -> None:
     arguments = read_arguments()
     if not have_data():
         say("no data folder (RERANK_PLUGINS_DATA): the text is this project's documentation")
-    lines = [_machine()]
+    lines = [describe_machine()]
     print(lines[0], flush=True)
     with ExitStack() as stack:
         folder = arguments.folder or Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        for name in _names(arguments.models):
+        for name in names_of(arguments.models):
             say(f"{name}: making the model, unless it is there")
             for block in measure(ensure_model(folder, name), name, arguments):
                 lines.append(block)
@@ -85,14 +86,14 @@ def measure(folder: Path, name: str, arguments: argparse.Namespace) -> list[str]
     workloads = _workloads(folder, name, longest, arguments)
     work = work_of(folder)
     rates: dict[str, float] = {}
-    for precision in _names(arguments.precision):
+    for precision in names_of(arguments.precision):
         setup = Setup(folder, precision, longest)
         say(f"{name} in {precision}: matrix rate, then the engines")
         rates[precision] = matrix_rate(work, precision)
         with ExitStack() as stack:
             entries = [
                 Entry(stack.enter_context(Worker(engine, setup)), SIZES[engine])
-                for engine in _names(arguments.engines)
+                for engine in names_of(arguments.engines)
                 if engine != ONNX or precision == "fp32"
             ]
             for workload in workloads:
@@ -124,7 +125,7 @@ def _workloads(
     """Choose how many pairs the time allows, and score them with transformers in float32."""
     made = []
     with Worker(PLAIN, Setup(folder, "fp32", longest)) as plain:
-        for shape in _names(arguments.shapes or "") or DEFAULT_SHAPES[name]:
+        for shape in names_of(arguments.shapes or "") or DEFAULT_SHAPES[name]:
             row = SHAPES[shape]
             if row.chinese and not MODELS[name].chinese:
                 say(f"{name} reads no Chinese: {shape} left out")
@@ -160,7 +161,7 @@ def _block(
     return "\n".join((head, "", text, "", table(workload.runs, workload.reference, limits)))
 
 
-def _machine() -> str:
+def describe_machine() -> str:
     """Date, processor and versions, as the performance log wants them."""
     import torch
 
@@ -175,7 +176,8 @@ def _machine() -> str:
     )
 
 
-def _names(text: str) -> list[str]:
+def names_of(text: str) -> list[str]:
+    """Return the names of a comma-separated list."""
     return [name.strip() for name in text.split(",") if name.strip()]
 
 

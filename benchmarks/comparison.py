@@ -9,12 +9,13 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
-from engines import OURS, ST, Worker
+from engines import OURS, ST
 from workloads import turned
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from workers import Worker
     from workloads import Request
 
 ST_DEFAULT_BATCH = 32

@@ -1,39 +1,36 @@
-"""The engines that are compared, each in a process of its own.
+"""The engines that are compared.
 
-A process of its own gives each engine its own peak of memory, and keeps threads and caches apart.
 Every engine gets one request after the other, as a service would, and gives logits.
 """
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import resource
-import sys
-import time
-import traceback
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
+from language_model import BODY, INSTRUCTION, PREFIX, SUFFIX, answer_ids
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
-    from multiprocessing.connection import Connection
+    from collections.abc import Callable, Mapping, Sequence
     from pathlib import Path
-    from typing import Self
 
     from workloads import Request
 
-GIB = 2**30
+    from rerank_plugins import RerankConfig
 
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What an engine opens: a model's folder, in a precision, on a device."""
+    """What an engine opens: a model's folder, in a precision, on a device.
+
+    *instruction* is for language models; None is the model's own.
+    """
 
     folder: Path
     precision: str
     max_length: int
     device: str = "cpu"
+    instruction: str | None = None
 
 
 class Engine(Protocol):
@@ -58,25 +55,34 @@ class Ours:
 
     def use(self, batch: int | None) -> None:
         """Open the model with that budget in tokens, and forget the pairs seen so far."""
-        from rerank_plugins import Reranker
-
         if self._opened is not None:
             self._opened.clear_cache()
             if batch == self._batch:
                 return
             self._opened.close()
         self._batch = batch
-        self._opened = Reranker(
-            str(self._setup.folder),
+        self._opened = self._open(batch)
+        self._opened.warmup()
+
+    def _open(self, batch: int | None) -> Any:  # noqa: ANN401  this package is imported late
+        from rerank_plugins import Reranker
+
+        return Reranker.from_config(self._config(batch))
+
+    def _config(self, batch: int | None) -> RerankConfig:
+        from rerank_plugins import RerankConfig
+
+        return RerankConfig(
+            model=str(self._setup.folder),
             backend=self.backend,
             precision=self._setup.precision,
             device=self._setup.device,
             max_length=self._setup.max_length,
             batch_tokens=batch,
+            instruction=self._setup.instruction,
             normalizer=None,
             language_detector=None,
         )
-        self._opened.warmup()
 
     def score(self, request: Request) -> list[float]:
         """Return the logits, in the order of the documents."""
@@ -95,6 +101,33 @@ class OursOnnx(Ours):
     backend = "onnx"
 
 
+class OursApart(Ours):
+    """The same with every prompt computed whole: what the shared prefix brings, and what not."""
+
+    def _open(self, batch: int | None) -> Any:  # noqa: ANN401  this package is imported late
+        from rerank_plugins import Reranker
+        from rerank_plugins.scorers import open_scorer
+
+        config = self._config(batch)
+        own = {name: getattr(config, name) for name in config.model_fields_set - {"model"}}
+        return Reranker(_WholePrompts(open_scorer(config)), **own)
+
+
+class _WholePrompts:
+    """A scorer whose pairs share nothing; all else is the scorer's that it is made of."""
+
+    def __init__(self, scorer: Any) -> None:  # noqa: ANN401  this package is imported late
+        self._scorer = scorer
+
+    def __getattr__(self, name: str) -> Any:  # noqa: ANN401  as it is there
+        return getattr(self._scorer, name)
+
+    def encode(self, query: str, documents: Sequence[str], **settings: object) -> list[Any]:
+        """Return pairs without a prefix of their own."""
+        pairs = self._scorer.encode(query, documents, **settings)
+        return [replace(pair, ids=pair.all_ids, prefix=None) for pair in pairs]
+
+
 class SentenceTransformers:
     """`CrossEncoder.predict`, with the one transfer of scores that it offers."""
 
@@ -110,6 +143,7 @@ class SentenceTransformers:
             activation_fn=torch.nn.Identity(),
             local_files_only=True,
         )
+        self._instruction = setup.instruction
         self._batch = 32
 
     def use(self, batch: int | None) -> None:
@@ -120,6 +154,7 @@ class SentenceTransformers:
         """Return the logits, in the order of the documents."""
         logits = self._model.predict(
             [(request.query, document) for document in request.documents],
+            prompt=self._instruction,
             batch_size=self._batch,
             show_progress_bar=False,
             convert_to_tensor=True,
@@ -168,13 +203,87 @@ class Transformers:
         return logits.tolist()
 
 
+class ModelCard:
+    """Qwen3-Reranker's model card: left padding, and the logits of the whole vocabulary.
+
+    As the card has them, they are of every position, of which the last is read. Pairs are sorted
+    by length before they are batched, which the card leaves to its reader.
+    """
+
+    _only_last: Mapping[str, object] = {}
+
+    def __init__(self, setup: Setup) -> None:
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        self._setup = setup
+        self._tokenizer = AutoTokenizer.from_pretrained(
+            setup.folder, padding_side="left", local_files_only=True
+        )
+        model = AutoModelForCausalLM.from_pretrained(
+            setup.folder, dtype=torch_type(setup.precision), local_files_only=True
+        )
+        self._model = model.to(setup.device).eval()
+        self._yes, self._no = answer_ids(self._tokenizer)
+        self._ends = [self._ids([text], None)[0] for text in (PREFIX, SUFFIX)]
+        self._batch: int | None = None
+
+    def use(self, batch: int | None) -> None:
+        """Take batches of *batch* pairs; None is one batch of all."""
+        self._batch = batch
+
+    def score(self, request: Request) -> list[float]:
+        """Return the logits, in the order of the documents."""
+        import torch
+
+        rows = self._encode(request)
+        order = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+        step = self._batch or len(rows)
+        logits = torch.empty(len(rows))  # (pairs,)
+        with torch.no_grad():
+            for start in range(0, len(rows), step):
+                taken = order[start : start + step]
+                inputs = self._tokenizer.pad(
+                    {"input_ids": [rows[i] for i in taken]}, return_tensors="pt"
+                ).to(self._setup.device)
+                last = self._model(**inputs, **self._only_last).logits[:, -1, :]
+                answers = last[:, [self._yes, self._no]].float().cpu()
+                logits[taken] = answers[:, 0] - answers[:, 1]
+        return logits.tolist()
+
+    def _encode(self, request: Request) -> list[list[int]]:
+        prefix, suffix = self._ends
+        instruction = self._setup.instruction or INSTRUCTION
+        bodies = [
+            BODY.format(instruction=instruction, query=request.query, document=document)
+            for document in request.documents
+        ]
+        room = self._setup.max_length - len(prefix) - len(suffix)
+        return [prefix + body + suffix for body in self._ids(bodies, room)]
+
+    def _ids(self, texts: list[str], longest: int | None) -> list[list[int]]:
+        return self._tokenizer(
+            texts, truncation=longest is not None, max_length=longest, add_special_tokens=False
+        )["input_ids"]
+
+
+class LastPosition(ModelCard):
+    """The same with the head at the last position only, and no keys and values kept."""
+
+    _only_last: Mapping[str, object] = {"logits_to_keep": 1, "use_cache": False}
+
+
 OURS, ST, PLAIN, ONNX = "rerank-plugins", "sentence-transformers", "transformers", "onnx"
+APART = "rerank-plugins unshared"
+CARD, LAST = "model card", "transformers last position"
 
 ENGINES: dict[str, Callable[[Setup], Engine]] = {
     OURS: Ours,
     ST: SentenceTransformers,
     PLAIN: Transformers,
     ONNX: OursOnnx,
+    APART: OursApart,
+    CARD: ModelCard,
+    LAST: LastPosition,
 }
 
 
@@ -183,81 +292,3 @@ def torch_type(precision: str) -> Any:  # noqa: ANN401  torch is imported late
     import torch
 
     return {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-
-
-class Worker:
-    """An engine in another process; leave the context to end it."""
-
-    def __init__(self, name: str, setup: Setup) -> None:
-        self.name = name
-        context = multiprocessing.get_context("spawn")
-        self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_serve, args=(theirs, name, setup), daemon=True)
-        self._process.start()
-        theirs.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._connection.close()
-        self._process.join(timeout=60)
-        self._process.kill()
-
-    def score(
-        self, requests: Sequence[Request], batch: int | None
-    ) -> tuple[list[list[float]], float]:
-        """Return the logits of each request, and the seconds that all took."""
-        logits, seconds = self._ask(("score", requests, batch))
-        return logits, seconds
-
-    def peak_gib(self) -> float:
-        """Most memory so far in GiB: of the CUDA device where it runs on one, else resident."""
-        return self._ask(("peak", None, None))
-
-    def _ask(self, message: tuple[str, Sequence[Request] | None, int | None]) -> Any:  # noqa: ANN401
-        try:
-            self._connection.send(message)
-            answer = self._connection.recv()
-        except (EOFError, OSError):
-            self._process.join(timeout=5)
-            code = self._process.exitcode
-            raise SystemExit(f"{self.name}: its process ended with status {code}") from None
-        if isinstance(answer, str):
-            raise SystemExit(f"{self.name} failed:\n{answer}")
-        return answer
-
-
-def _serve(connection: Connection, name: str, setup: Setup) -> None:
-    """Answer what the parent asks until it hangs up."""
-    # Nothing is loaded by name here, and no hub is to be asked whether something is new.
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    os.environ["HF_HUB_DISABLE_PROGRESS_BARS"] = "1"
-    engine: Engine | None = None
-    while True:
-        try:
-            message, requests, batch = connection.recv()
-        except (EOFError, OSError):
-            return
-        try:
-            if message == "peak":
-                connection.send(_peak_gib(setup.device))
-                continue
-            engine = engine or ENGINES[name](setup)
-            engine.use(batch)
-            started = time.perf_counter()
-            logits = [engine.score(request) for request in requests]
-            connection.send((logits, time.perf_counter() - started))
-        # Whatever an engine raises is shown by the parent, which then ends the run.
-        except Exception:  # noqa: BLE001
-            connection.send(traceback.format_exc())
-
-
-def _peak_gib(device: str) -> float:
-    if device.startswith("cuda"):
-        import torch
-
-        return torch.cuda.max_memory_allocated() / GIB
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    # In KiB, but on macOS in bytes.
-    return peak / (GIB if sys.platform == "darwin" else GIB / 1024)

@@ -163,7 +163,7 @@ def _spread(model: Any, tokenizer: Any, row: Model) -> None:  # noqa: ANN401  im
 def _save_tokenizer(folder: Path, row: Model) -> Any:  # noqa: ANN401  imported late
     from transformers import PreTrainedTokenizerFast
 
-    texts = _training_texts(chinese=row.chinese)
+    texts = training_texts(chinese=row.chinese)
     trained = _TRAINERS[row.tokenizer](texts, row.pieces)
     names = _SPECIAL[row.tokenizer]
     segments = ["token_type_ids"] if row.kind == "bert" else []
@@ -177,7 +177,8 @@ def _save_tokenizer(folder: Path, row: Model) -> Any:  # noqa: ANN401  imported 
     return tokenizer
 
 
-def _training_texts(*, chinese: bool) -> list[str]:
+def training_texts(*, chinese: bool) -> list[str]:
+    """Return real texts, a few million characters."""
     sources = ["dev/mtrag_un", "dev/scifact"]
     sources += ["dev/drcd_test_chunk100", "dev/xquad/xquad_zh"] if chinese else []
     share = TRAINING_CHARACTERS // len(sources)

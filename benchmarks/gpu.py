@@ -14,9 +14,10 @@ from pathlib import Path
 
 import numpy as np
 from comparison import STARTED, Entry, compare, say, table
-from engines import OURS, PLAIN, ST, Setup, Worker
+from engines import OURS, PLAIN, ST, Setup
 from full_size import MODELS, ensure_model
 from rates import matrix_rate, token_lengths, work_of
+from workers import Worker
 from workloads import SHAPES, have_data, make_requests
 
 BUDGETS = (16_384, 32_768, 65_536)
