@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final
 
 import torch
-from torch.nn.functional import scaled_dot_product_attention
+from torch.nn.functional import pad, scaled_dot_product_attention
 
 from rerank_plugins.scorers.torch.hardware import fast_bf16
 
@@ -110,8 +110,11 @@ def _attend_masked(
     mask: torch.Tensor | None,
     scale: float | None,
 ) -> torch.Tensor:
+    """Attend where *mask*, (queries, last keys), lets a query see a key; it sees all others."""
     if by_products(query, query.shape[2]):
         return _attend_by_products(query, key, value, mask, scale)
+    if mask is not None:
+        mask = pad(mask, (key.shape[2] - mask.shape[1], 0), value=True)
     return scaled_dot_product_attention(
         query, key, value, attn_mask=mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
     )
@@ -140,7 +143,7 @@ def _attend_by_products(
 ) -> torch.Tensor:
     """Do what scaled_dot_product_attention does; all are (count, heads, length, size).
 
-    Where keys have fewer heads, neighbouring heads of the queries share one, as extra queries.
+    *mask* is that of `_attend_masked`. Where keys have fewer heads, neighbouring heads of the queries share one, as extra queries.
     """
     count, heads, queries, size = query.shape
     scale = size**-0.5 if scale is None else scale
@@ -148,8 +151,8 @@ def _attend_by_products(
     rows = (query * scale).reshape(count, -1, shared * queries, size)
     weights = torch.matmul(rows, key.transpose(-1, -2))  # (count, key heads, rows, keys)
     if mask is not None:
-        weights = weights.view(count, -1, shared, *mask.shape).masked_fill(~mask, -torch.inf)
-        weights = weights.view(count, -1, shared * queries, mask.shape[-1])
+        by_query = weights.view(count, -1, shared, queries, weights.shape[-1])
+        by_query[..., -mask.shape[1] :].masked_fill_(~mask, -torch.inf)
     return torch.matmul(weights.softmax(-1), value).view(count, heads, queries, -1)
 
 
@@ -165,9 +168,11 @@ def _mask(
 def _causal_mask(
     queries: range, keys: range, window: int | None, device: torch.device
 ) -> torch.Tensor:
+    """Return (queries, last keys) bool, for as many keys as some query may not see."""
+    if window is None:
+        return _distance(queries, queries, device) >= 0
     distance = _distance(queries, keys, device)
-    seen = distance >= 0
-    return seen if window is None else seen & (distance < window)
+    return (distance >= 0) & (distance < window)
 
 
 def _distance(queries: range, keys: range, device: torch.device) -> torch.Tensor:
