@@ -143,7 +143,8 @@ def _attend_by_products(
 ) -> torch.Tensor:
     """Do what scaled_dot_product_attention does; all are (count, heads, length, size).
 
-    *mask* is that of `_attend_masked`. Where keys have fewer heads, neighbouring heads of the queries share one, as extra queries.
+    *mask* is that of `_attend_masked`. Where keys have fewer heads, neighbouring heads of the
+    queries share one, as extra queries.
     """
     count, heads, queries, size = query.shape
     scale = size**-0.5 if scale is None else scale
