@@ -18,7 +18,7 @@ from transformers.models.auto.modeling_auto import (
     MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES as KNOWN_KINDS,
 )
 
-from rerank_plugins.config import Backend
+from rerank_plugins.config import WEIGHT_ONLY, Backend, Precision
 from rerank_plugins.errors import ModelLoadError, first_line
 from rerank_plugins.models.layouts import layout_of
 from rerank_plugins.models.settings import (
@@ -33,6 +33,7 @@ from rerank_plugins.scorers.torch.head import widen_head
 from rerank_plugins.scorers.torch.linear import prepack
 from rerank_plugins.scorers.torch.packed import PackedExecution, find_layers
 from rerank_plugins.scorers.torch.padded import PaddedExecution
+from rerank_plugins.scorers.torch.quantized import quantizable_names, quantize
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -50,6 +51,7 @@ def load_cross_encoder(
     device: torch.device,
     dtype: torch.dtype,
     *,
+    precision: Precision,
     open_encoder: Callable[..., PairEncoder],
     trust_remote_code: bool,
 ) -> tuple[PairEncoder, PackedExecution | PaddedExecution]:
@@ -59,7 +61,10 @@ def load_cross_encoder(
         ConfigError: max_length is more than the model takes.
         ModelLoadError: it is no cross-encoder, needs code of its own, or its files do not fit.
     """
-    model = load_model(files, dtype, trust_remote_code=trust_remote_code)
+    later = precision in WEIGHT_ONLY
+    model = load_model(files, dtype, trust_remote_code=trust_remote_code, layers_later=later)
+    if later:
+        quantize(model, precision, files, device)
     segments = reads_segments(model, files)
     encoder = open_encoder(segments=segments)
     try:
@@ -110,9 +115,15 @@ def _prepare(
 
 
 def load_model(
-    files: ModelFiles, dtype: torch.dtype, *, trust_remote_code: bool = False
+    files: ModelFiles,
+    dtype: torch.dtype,
+    *,
+    trust_remote_code: bool = False,
+    layers_later: bool = False,
 ) -> PreTrainedModel:
     """Build the classifier that config.json describes and fill it with the weights of *files*.
+
+    With *layers_later*, weights that `quantize` will round may be stand-ins that it reads itself.
 
     Raises:
         ModelLoadError: it is no cross-encoder, needs code of its own, or its weights do not fit.
@@ -140,7 +151,13 @@ def load_model(
         with BUILDING:
             config = _read_config(files, trust_remote_code=trust_remote_code)
             with _silenced_report():
-                model, report = _build(files, config, dtype, trust_remote_code=trust_remote_code)
+                model, report = _build(
+                    files,
+                    config,
+                    dtype,
+                    trust_remote_code=trust_remote_code,
+                    layers_later=layers_later,
+                )
     except ModelLoadError:
         raise
     # Settings and weights of strangers meet code of many hands: it raises anything.
@@ -203,7 +220,12 @@ def _read_config(files: ModelFiles, *, trust_remote_code: bool) -> PretrainedCon
 
 
 def _build(
-    files: ModelFiles, config: PretrainedConfig, dtype: torch.dtype, *, trust_remote_code: bool
+    files: ModelFiles,
+    config: PretrainedConfig,
+    dtype: torch.dtype,
+    *,
+    trust_remote_code: bool,
+    layers_later: bool,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Return the filled model, and transformers' report of what fitted."""
     options: dict[str, Any] = {
@@ -220,13 +242,16 @@ def _build(
             files.folder, trust_remote_code=True, local_files_only=True, **options
         )
         return built
-    kind: Any
     with torch.device("meta"):
         # Never None, for which transformers would ask on the terminal whether to run code.
-        kind = type(AutoModelForSequenceClassification.from_config(config, trust_remote_code=False))
+        empty = AutoModelForSequenceClassification.from_config(config, trust_remote_code=False)
+    kind: Any = type(empty)
     if any(path.suffix == ".safetensors" for path in files.weights):
+        later = quantizable_names(empty) if layers_later else frozenset()
         weights = {
-            name: Weight(path, name, dtype) for path in files.weights for name in tensor_names(path)
+            name: Weight(path, name, dtype, later=name in later)
+            for path in files.weights
+            for name in tensor_names(path)
         }
         built = kind.from_pretrained(None, state_dict=weights, **options)
     elif files.backend is Backend.TORCH:

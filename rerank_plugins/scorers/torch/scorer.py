@@ -73,12 +73,12 @@ class TorchScorer:
         self.padded = execution.padded
         self.batch_tokens = BATCH_TOKENS[device.type]
         self.identity = (
-            f"torch {files.name}@{files.version} {precision.precision} on {device.type}, "
+            f"torch {files.name}@{files.version} {_number_format(precision)} on {device.type}, "
             f"{encoder.identity}"
         )
         self._execution: PackedExecution | PaddedExecution | None = execution
         self._encoder = encoder
-        self._same_logit = SAME_LOGIT[precision.precision]
+        self._same_logit = SAME_LOGIT[precision.arithmetic]
 
     @classmethod
     def open(cls, config: RerankConfig, files: ModelFiles | None = None) -> Self:
@@ -106,7 +106,8 @@ class TorchScorer:
         encoder, execution = load_cross_encoder(
             files,
             device,
-            torch_dtype(precision.precision),
+            torch_dtype(precision.arithmetic),
+            precision=precision.precision,
             open_encoder=partial(
                 open_encoder, files, max_length=config.max_length, truncation=config.truncation
             ),
@@ -194,6 +195,11 @@ class TorchScorer:
                 f"the logit of a pair depends on the pairs beside it (by {apart:.3g}): its code "
                 "does not leave out the padding",
             )
+
+
+def _number_format(choice: PrecisionChoice) -> str:
+    weights, arithmetic = choice.precision, choice.arithmetic
+    return weights if weights is arithmetic else f"{weights} in {arithmetic}"
 
 
 def _choices(
