@@ -31,7 +31,7 @@ logger = logging.getLogger(__name__)
 GROUP: Final = {Precision.INT8: 128, Precision.INT4: 32}
 """Inputs that share a scale: four bits need it finer."""
 
-PIECE: Final = 8_000_000
+PIECE: Final = 1_000_000
 """Weights that are rounded at a time, each in a few float32 numbers."""
 
 

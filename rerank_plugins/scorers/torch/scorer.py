@@ -10,7 +10,7 @@ import numpy as np
 from rerank_plugins.config import Activation, Backend, Precision
 from rerank_plugins.errors import ModelLoadError, ScoringError, first_line
 from rerank_plugins.models.files import find_model
-from rerank_plugins.models.settings import model_activation
+from rerank_plugins.models.settings import longest_pair, model_activation
 from rerank_plugins.models.tokenizer import open_encoder
 from rerank_plugins.models.weights import choose_torch
 from rerank_plugins.scorers.labels import check_head, to_logits
@@ -65,13 +65,14 @@ class TorchScorer:
         activation: Literal["sigmoid", "logit"],
         device: torch.device,
         precision: PrecisionChoice,
+        batch_tokens: int,
         choices: Mapping[str, Choice],
     ) -> None:
         self.name = files.name
         self.choices = choices
         self.activation = activation
         self.padded = execution.padded
-        self.batch_tokens = BATCH_TOKENS[device.type]
+        self.batch_tokens = batch_tokens
         self.identity = (
             f"torch {files.name}@{files.version} {_number_format(precision)} on {device.type}, "
             f"{encoder.identity}"
@@ -87,10 +88,12 @@ class TorchScorer:
         Raises:
             ConfigError: device, precision or max_length is not what this machine or model offers.
             MissingExtraError: torch or transformers is not installed.
-            ModelLoadError: the files are not there, broken, or not those of a cross-encoder.
+            ModelLoadError: the files are not there, broken, not those of a cross-encoder, or more
+                than fits into memory.
         """
         import_torch('backend "torch"')
         from rerank_plugins.scorers.torch.loading import load_cross_encoder, saved_dtype
+        from rerank_plugins.scorers.torch.room import batch_that_fits
 
         device = choose_device(config.device)
         if files is None:
@@ -103,6 +106,14 @@ class TorchScorer:
             )
         activation = model_activation(files, must_know=config.activation is Activation.AUTO)
         precision = choose_precision(config.precision, device, saved_dtype(files))
+        batch_tokens = batch_that_fits(
+            files,
+            precision,
+            device,
+            longest=longest_pair(files, config.max_length),
+            default=BATCH_TOKENS[device.type],
+            asked=config.batch_tokens,
+        )
         encoder, execution = load_cross_encoder(
             files,
             device,
@@ -120,6 +131,7 @@ class TorchScorer:
             activation=activation,
             device=device,
             precision=precision,
+            batch_tokens=batch_tokens,
             choices=_choices(config, device, precision, encoder.max_length),
         )
         try:
