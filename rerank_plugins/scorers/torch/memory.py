@@ -30,6 +30,9 @@ BYTES: Final = {Precision.FP32: 4, Precision.FP16: 2, Precision.BF16: 2}
 SLACK: Final = 1.25
 """What allocators and the scratch space of matrix products add to the tensors themselves."""
 
+BESIDE: Final = 80_000_000
+"""Bytes that a process takes beside both: the model's code, its tokenizer, kernels made ready."""
+
 MASK_BYTES: Final = 20
 """A place in the mask of a sliding window: two int64 differences, a bool, and its float."""
 
@@ -46,8 +49,8 @@ class MemoryEstimate:
 
     @property
     def total(self) -> int:
-        """Bytes of both."""
-        return self.weights + self.activations
+        """Bytes of both, and of what comes with any model."""
+        return self.weights + self.activations + BESIDE
 
 
 @dataclass(frozen=True, slots=True)
