@@ -274,6 +274,16 @@ def test_what_a_torch_model_takes_is_shown_whether_it_fits_or_not(
     assert "activations of 500 tokens" in printed
 
 
-def test_what_runs_elsewhere_has_no_such_table(really: Run) -> None:
+def test_what_runs_elsewhere_has_no_such_table(
+    really: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    from tests.tiny_torch import write_torch_model
+
+    # A folder of that name is not the model that ships with the package.
+    write_torch_model(tmp_path / "embedded")
+    monkeypatch.chdir(tmp_path)
+
+    assert json.loads(really("info", "embedded", "--json").out)["model"]["memory"] is None
     assert json.loads(really("info", "lexical", "--json").out)["model"]["memory"] is None
     assert "memory, estimated" not in really("info", "lexical").out

@@ -119,7 +119,9 @@ def test_the_longest_pair_is_a_batch_of_its_own() -> None:
 
 
 def test_an_unknown_model_is_guessed_on_the_high_side() -> None:
-    assert activations({}, 2048) > activations(QWEN3, 2048) > activations(BERT, 2048)
+    unknown = {**BERT, "model_type": "nobody knows"}
+
+    assert activations({}, 2048) > activations(unknown, 2048) > activations(BERT, 2048)
 
 
 def test_attention_weights_count_where_they_are_kept(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -130,13 +130,13 @@ def test_where_less_is_free_batches_are_smaller_and_the_log_says_so(
 
 
 def test_no_batch_is_smaller_than_the_longest_pair(
-    need: Callable[[int], MemoryEstimate],
-    open_torch: Callable[..., Any],
-    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path, open_torch: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    see(monkeypatch, need(MAX_TOKENS).total)
+    write_torch_model(tmp_path, "bert")
+    precision = choose_precision(Precision.FP32, CPU, None)
+    see(monkeypatch, room.needs(files_of(tmp_path), precision, CPU, 50)(50).total)
 
-    assert open_torch().batch_tokens == MAX_TOKENS
+    assert open_torch(max_length=50).batch_tokens == 50
 
 
 def test_a_model_that_does_not_fit_is_refused_before_it_is_read(
