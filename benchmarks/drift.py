@@ -15,7 +15,7 @@ from workloads import SHAPES, make_requests
 
 from rerank_plugins.config import Precision, RerankConfig
 from rerank_plugins.export.drift import measure_drift
-from rerank_plugins.scorers.torch.scorer import TorchScorer
+from rerank_plugins.scorers.torch.opening import open_torch_scorer
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -31,7 +31,7 @@ def logits_of(
     config = RerankConfig(
         model=folder, backend="torch", precision=precision, device="cpu", max_length=max_length
     )
-    scorer = TorchScorer.open(config)
+    scorer = open_torch_scorer(config)
     try:
         found = []
         for request in requests:

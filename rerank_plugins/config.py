@@ -40,7 +40,10 @@ class Backend(StrEnum):
 
 
 class Precision(StrEnum):
-    """Number format of the weights: of the ONNX file that is taken, or that torch computes in."""
+    """Number format of the weights: of the ONNX file that is taken, or that torch computes in.
+
+    In torch, ``int8`` and ``int4`` are how weights are kept; it computes in what ``auto`` would.
+    """
 
     AUTO = "auto"
     FP32 = "fp32"
@@ -48,6 +51,10 @@ class Precision(StrEnum):
     BF16 = "bf16"
     INT8 = "int8"
     INT4 = "int4"
+
+
+WEIGHT_ONLY = frozenset({Precision.INT8, Precision.INT4})
+"""Formats that torch keeps weights in, and computes in none of."""
 
 
 class Truncation(StrEnum):
@@ -113,7 +120,7 @@ class Activation(StrEnum):
 
 _NOT_TOGETHER: dict[tuple[Backend, Precision], str] = {
     (Backend.ONNX, Precision.BF16): 'take "fp32" or "fp16", or leave backend out',
-    (Backend.TORCH, Precision.INT8): 'take "bf16", or leave backend out for an int8 ONNX file',
+    (Backend.ONNX, Precision.INT4): 'take "int8", or leave backend out',
 }
 """Backends with precisions that they cannot compute in, and what to do."""
 
@@ -287,8 +294,10 @@ class Settings(BaseModel):
             )
         if self.backend is Backend.ONNX and self.device == "mps":
             raise ValueError('backend="onnx" does not take device="mps"; leave backend out')
-        if self.precision is Precision.INT8 and self.device == "mps":
-            raise ValueError('precision="int8" does not take device="mps"; leave precision out')
+        if self.precision in WEIGHT_ONLY and self.device == "mps":
+            raise ValueError(
+                f'precision="{self.precision}" does not take device="mps"; leave precision out'
+            )
         return self
 
 

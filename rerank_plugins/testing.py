@@ -64,7 +64,8 @@ class FakeScorer:
     @property
     def identity(self) -> str:
         """Name, limit and instruction: what changes a logit here."""
-        return f"{self.name}@{self._max_words}@{self.instruction}"
+        told = "" if self.instruction is None else f" told {self.instruction}"
+        return f"{self.name}@{self._max_words}{told}"
 
     def encode(
         self, query: str, documents: Sequence[str], *, instruction: str | None = None

@@ -14,6 +14,7 @@ from rerank_plugins.cli.hardware import (
     torch_devices,
     usable_cores,
 )
+from rerank_plugins.cli.memory import memory_of, memory_rows
 from rerank_plugins.cli.output import print_json, print_line
 from rerank_plugins.cli.settings import add_settings, chosen_config
 from rerank_plugins.cli.table import aligned, one_line
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping
 
+    from rerank_plugins.cli.memory import Memory
     from rerank_plugins.config import RerankConfig
     from rerank_plugins.scorers.selection import Choice
 
@@ -74,10 +76,11 @@ def run(args: argparse.Namespace) -> int:
     config = chosen_config(args)
     opened, found = _open(config)
     choices = settle(config, scorer=opened.scorer, choices=found)
+    memory = memory_of(config, choices["backend"].value, opened.batch_tokens)
     if args.json:
-        print_json(_as_json(config, choices, opened))
+        print_json(_as_json(config, choices, opened, memory))
     else:
-        _print_report(config, choices, opened)
+        _print_report(config, choices, opened, memory)
     return 0
 
 
@@ -121,7 +124,9 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _as_json(config: RerankConfig, choices: dict[str, Choice], opened: Opened) -> dict[str, object]:
+def _as_json(
+    config: RerankConfig, choices: dict[str, Choice], opened: Opened, memory: Memory | None
+) -> dict[str, object]:
     cpuinfo = read_cpuinfo()
     return {
         "machine": {
@@ -137,11 +142,14 @@ def _as_json(config: RerankConfig, choices: dict[str, Choice], opened: Opened) -
             "name": config.model,
             **{name: {"value": c.value, "why": c.why} for name, c in choices.items()},
             **{name: getattr(opened, name) for name in Opened.__slots__},
+            "memory": memory,
         },
     }
 
 
-def _print_report(config: RerankConfig, choices: dict[str, Choice], opened: Opened) -> None:
+def _print_report(
+    config: RerankConfig, choices: dict[str, Choice], opened: Opened, memory: Memory | None
+) -> None:
     cpuinfo = read_cpuinfo()
     extra_of = {name: extra for names, extra in _OPTIONAL for name in names}
     packages = {
@@ -173,7 +181,9 @@ def _print_report(config: RerankConfig, choices: dict[str, Choice], opened: Open
             "languages": languages if isinstance(languages, str) else " ".join(languages),
             "batch_tokens": str(opened.batch_tokens),
         }
-    _print_section(f"model {config.model}", model, last=True)
+    _print_section(f"model {config.model}", model, last=memory is None)
+    if memory is not None:
+        _print_section("memory, estimated", memory_rows(memory), last=True)
 
 
 def _print_section(title: str, rows: dict[str, str], *, last: bool = False) -> None:

@@ -103,17 +103,17 @@ def _render(files: ModelFiles, template: str, roles: tuple[str, ...]) -> str:
     def refuse(message: str) -> None:
         raise TemplateError(message)
 
-    environment = ImmutableSandboxedEnvironment(
+    sandbox = ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
     )
-    environment.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
-    environment.globals["raise_exception"] = refuse
+    sandbox.filters["tojson"] = lambda value: json.dumps(value, ensure_ascii=False)
+    sandbox.globals["raise_exception"] = refuse
     special = {
         name: value for name, value in files.tokenizer_config.items() if name.endswith("_token")
     }
     messages = [{"role": role, "content": PLACES[role]} for role in roles]
     try:
-        return environment.from_string(template).render(
+        return sandbox.from_string(template).render(
             messages=messages, add_generation_prompt=False, **special
         )
     # A template of strangers may do anything that an expression can.

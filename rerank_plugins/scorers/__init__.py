@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from rerank_plugins.config import EMBEDDED, LEXICAL, Backend
+from rerank_plugins.config import EMBEDDED, LEXICAL, Backend, Precision
 
 if TYPE_CHECKING:
     from rerank_plugins.config import RerankConfig
@@ -34,9 +34,9 @@ def open_scorer(config: RerankConfig) -> AnyScorer:
     settled = settled_backend(config)
     files = None if settled else _find_files(config)
     if (files.backend if files else settled and settled.value) == Backend.TORCH:
-        from rerank_plugins.scorers.torch.scorer import TorchScorer
+        from rerank_plugins.scorers.torch.opening import open_torch_scorer
 
-        return TorchScorer.open(config, files)
+        return open_torch_scorer(config, files)
     from rerank_plugins.scorers.onnx.scorer import OnnxScorer
 
     return OnnxScorer.open(config, files)
@@ -54,6 +54,9 @@ def _find_files(config: RerankConfig) -> ModelFiles:
         Backend.TORCH: partial(choose_torch, allow_pickle=config.allow_pickle),
         Backend.ONNX: files_here(config),
     }
+    if config.precision is Precision.INT8:
+        # A file of integers computes in them; torch rounds any weights to them.
+        choosers = dict(reversed(choosers.items()))
     return find_model(
         config.model,
         choose=partial(choose_weights, choosers=choosers, installed=installed),

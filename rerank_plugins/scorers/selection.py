@@ -25,7 +25,7 @@ FILES: dict[Backend, str] = {Backend.TORCH: "PyTorch weights", Backend.ONNX: "ON
 
 BY_PRECISION: dict[Precision, Backend] = {
     Precision.BF16: Backend.TORCH,
-    Precision.INT8: Backend.ONNX,
+    Precision.INT4: Backend.TORCH,
 }
 """Number formats that one backend alone computes in."""
 
@@ -124,6 +124,9 @@ def backend_choice(
     settled = settled_backend(config)
     if settled is not None:
         return settled
+    if config.precision is Precision.INT8:
+        there = "an int8 ONNX file" if backend is Backend.ONNX else "no int8 ONNX file to take here"
+        return Choice(backend, f"the model has {there}")
     if backend is Backend.TORCH:
         return Choice(backend, "the model has PyTorch weights, and torch is installed")
     if Backend.TORCH in installed:

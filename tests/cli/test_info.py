@@ -155,7 +155,7 @@ def test_a_file_that_is_named_has_its_own_precision(really: Run, tmp_path: Path)
 @pytest.mark.parametrize(
     ("flags", "backend"),
     [
-        (("--precision", "int8"), {"value": "onnx", "why": "nothing else computes in int8"}),
+        (("--precision", "int4"), {"value": "torch", "why": "nothing else computes in int4"}),
         (("--precision", "bf16"), {"value": "torch", "why": "nothing else computes in bf16"}),
         (("--device", "mps"), {"value": "torch", "why": "nothing else runs on mps"}),
         ((), {"value": "auto", "why": "follows when the model is opened"}),
@@ -242,3 +242,48 @@ def test_packages_that_are_not_there_run_on_nothing(
         ["onnxruntime", "not", "installed"],
         ["torch", "not", "installed"],
     ]
+
+
+@pytest.mark.parametrize("free", [10**12, 1])
+def test_what_a_torch_model_takes_is_shown_whether_it_fits_or_not(
+    really: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, free: int
+) -> None:
+    pytest.importorskip("torch")
+    from rerank_plugins.scorers.torch import room
+    from rerank_plugins.scorers.torch.memory import BESIDE
+    from tests.tiny_torch import write_torch_model
+
+    write_torch_model(tmp_path)
+    monkeypatch.setattr(room, "free_bytes", lambda _: free)
+    flags = (str(tmp_path), "--device", "cpu", "--precision", "fp32", "--batch-tokens", "500")
+
+    model = json.loads(really("info", *flags, "--json").out)["model"]
+    printed = really("info", *flags).out
+
+    assert (model["problem"] is None) == (free > 1)
+    memory = model["memory"]
+    assert (memory["free"], memory["batch_tokens"], memory["device"]) == (free, 500, "cpu")
+    rows = memory["by_precision"]
+    assert list(rows) == ["fp32", "bf16", "int8", "int4"]
+    assert all(
+        row["total"] == row["weights"] + row["activations"] + BESIDE for row in rows.values()
+    )
+    weights = [row["weights"] for row in rows.values()]
+    assert weights[0] > weights[1] > weights[3]
+    assert "memory, estimated\n  fp32  0.0" in printed
+    assert "activations of 500 tokens" in printed
+
+
+def test_what_runs_elsewhere_has_no_such_table(
+    really: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torch")
+    from tests.tiny_torch import write_torch_model
+
+    # A folder of that name is not the model that ships with the package.
+    write_torch_model(tmp_path / "embedded")
+    monkeypatch.chdir(tmp_path)
+
+    assert json.loads(really("info", "embedded", "--json").out)["model"]["memory"] is None
+    assert json.loads(really("info", "lexical", "--json").out)["model"]["memory"] is None
+    assert "memory, estimated" not in really("info", "lexical").out

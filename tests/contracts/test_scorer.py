@@ -42,11 +42,11 @@ def open_onnx_roberta(folder: Path) -> OnnxScorer:
 
 def open_torch(name: str) -> Callable[[Path], AnyScorer]:
     def open_it(folder: Path) -> AnyScorer:
-        from rerank_plugins.scorers.torch.scorer import TorchScorer
+        from rerank_plugins.scorers.torch.opening import open_torch_scorer
         from tests.tiny_torch import write_torch_model
 
         model = str(write_torch_model(folder / "torch", name))
-        return TorchScorer.open(RerankConfig(model=model, device="cpu", precision="fp32"))
+        return open_torch_scorer(RerankConfig(model=model, device="cpu", precision="fp32"))
 
     return open_it
 

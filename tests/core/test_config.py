@@ -48,8 +48,8 @@ def test_a_config_is_frozen_and_compares_by_value() -> None:
         ({"backend": "torch", "model": "lexical"}, 'model="lexical" has no PyTorch weights'),
         ({"backend": "torch", "model": "a/model.onnx"}, 'backend="torch" runs no ONNX file'),
         (
-            {"backend": "torch", "model": "m", "precision": "int8"},
-            'backend="torch" does not take precision="int8"; take "bf16"',
+            {"backend": "onnx", "model": "m", "precision": "int4"},
+            'backend="onnx" does not take precision="int4"; take "int8"',
         ),
         (
             {"backend": "onnx", "model": "m", "precision": "bf16"},
@@ -60,6 +60,7 @@ def test_a_config_is_frozen_and_compares_by_value() -> None:
             'backend="onnx" does not take device="mps"',
         ),
         ({"precision": "int8", "device": "mps"}, 'precision="int8" does not take device="mps"'),
+        ({"precision": "int4", "device": "mps"}, 'precision="int4" does not take device="mps"'),
         ({"device": "mps:0"}, "device: expected .*\"mps\", got 'mps:0'"),
         ({"trust_remote_code": "perhaps"}, "trust_remote_code: .*got 'perhaps'"),
         ({"timeout_s": True}, "timeout_s: expected a number, got True"),

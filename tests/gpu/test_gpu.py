@@ -21,12 +21,14 @@ torch = pytest.importorskip("torch", reason="torch is not installed")
 pytest.importorskip("transformers", reason="transformers is not installed")
 
 from rerank_plugins.scorers.torch.hardware import choose_device, choose_precision  # noqa: E402
-from rerank_plugins.scorers.torch.scorer import TorchScorer  # noqa: E402
+from rerank_plugins.scorers.torch.opening import open_torch_scorer  # noqa: E402
 from tests.tiny_torch import ARCHITECTURES, PaddedForward, write_torch_model  # noqa: E402
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
+
+    from rerank_plugins.scorers.torch.scorer import TorchScorer
 
 DEVICE = "cuda"
 
@@ -69,7 +71,7 @@ def open_model(tmp_path: Path) -> Iterator[Callable[..., TorchScorer]]:
         config = RerankConfig(
             model=str(tmp_path), backend="torch", device=DEVICE, precision=precision
         )
-        opened.append(TorchScorer.open(config))
+        opened.append(open_torch_scorer(config))
         return opened[-1]
 
     yield open_it

@@ -110,7 +110,8 @@ def test_where_nothing_fits_the_message_is_of_the_kind_of_file_that_is_there(
         ({"device": "cuda"}, None),
         ({"backend": "onnx"}, ("onnx", "as set")),
         ({"backend": "torch"}, ("torch", "as set")),
-        ({"precision": "int8"}, ("onnx", "nothing else computes in int8")),
+        ({"precision": "int8"}, None),
+        ({"precision": "int4"}, ("torch", "nothing else computes in int4")),
         ({"precision": "bf16"}, ("torch", "nothing else computes in bf16")),
         ({"device": "mps"}, ("torch", "nothing else runs on mps")),
         ({"model": "a.onnx", "precision": "bf16"}, ("onnx", "the model is an ONNX file")),
@@ -217,3 +218,22 @@ def test_a_broken_onnxruntime_is_named_where_an_onnx_file_needs_it(tmp_path: Pat
 def test_a_name_that_no_file_can_have_is_told_in_words(name: str) -> None:
     with pytest.raises(ModelLoadError, match=r"no such home folder|cannot be read"):
         open_scorer(RerankConfig(model=name))
+
+
+def test_int8_takes_an_onnx_file_of_integers_before_weights_that_torch_would_round(
+    tmp_path: Path,
+) -> None:
+    pytest.importorskip("onnxruntime")
+    folder = write_checkpoint(tmp_path)
+    config = RerankConfig(model=str(folder), precision="int8", device="cpu")
+    without = find_files(config)
+    write_model(folder, onnx_names=("model_int8.onnx",))
+
+    with_it = find_files(config)
+
+    assert without.backend is Backend.TORCH
+    assert with_it.weights == (folder / "model_int8.onnx",)
+    assert backend_choice(config, Backend.TORCH, BOTH).why == (
+        "the model has no int8 ONNX file to take here"
+    )
+    assert backend_choice(config, Backend.ONNX, BOTH).why == "the model has an int8 ONNX file"

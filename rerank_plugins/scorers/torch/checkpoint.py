@@ -20,12 +20,15 @@ class Weight:
 
     transformers reads whole files into memory, or maps them, and converts afterwards: beside a
     float32 checkpoint, a model in half precision took three times its own size.
+
+    One that is wanted *later* gives a stand-in of its shape that takes no memory (`is_stand_in`).
     """
 
-    def __init__(self, path: Path, name: str, dtype: torch.dtype) -> None:
+    def __init__(self, path: Path, name: str, dtype: torch.dtype, *, later: bool = False) -> None:
         self._path = path
         self._name = name
         self._dtype = dtype
+        self._later = later
 
     def __getitem__(self, _: object) -> torch.Tensor:
         """Return all of it: no part is ever asked for."""
@@ -33,6 +36,9 @@ class Weight:
             view = file.get_slice(self._name)
             shape = view.get_shape()
             first = view[:1] if shape else view[...]
+        if self._later:
+            # Not a number: one that is computed with shows itself in the trial run.
+            return torch.full((1,), torch.nan, dtype=self._dtype, device="cpu").expand(shape)
         row_bytes = max(1, first.numel() * first.element_size())
         dtype = self._dtype if first.dtype.is_floating_point else first.dtype
         if not shape or row_bytes * shape[0] <= PIECE_BYTES:
@@ -80,6 +86,11 @@ def _unpickled(path: Path) -> dict[str, torch.Tensor]:
         path, map_location="cpu", mmap=True, weights_only=True
     )
     return found
+
+
+def is_stand_in(tensor: torch.Tensor) -> bool:
+    """Whether *tensor* stands for a weight that is read later."""
+    return tensor.ndim > 0 and not any(tensor.stride()) and tensor.numel() > 1
 
 
 def tensor_names(path: Path) -> list[str]:

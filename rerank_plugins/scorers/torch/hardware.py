@@ -6,7 +6,7 @@ import importlib
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from rerank_plugins.config import Precision
+from rerank_plugins.config import WEIGHT_ONLY, Precision
 from rerank_plugins.errors import ConfigError, MissingExtraError
 
 if TYPE_CHECKING:
@@ -20,10 +20,11 @@ TENSOR_CORES, BF16_CORES = 7, 8
 
 
 class PrecisionChoice(NamedTuple):
-    """The number format to compute in, and why."""
+    """The number format of the weights, and why; ``arithmetic`` is what is computed in."""
 
     precision: Precision
     why: str
+    arithmetic: Precision
 
 
 def import_torch(needed_for: str) -> ModuleType:
@@ -71,38 +72,41 @@ def choose_device(device: str) -> torch.device:
 def choose_precision(
     asked: Precision, device: torch.device, saved: torch.dtype | None
 ) -> PrecisionChoice:
-    """Return the number format to compute in; *saved* is the checkpoint's own.
+    """Return the number format to keep weights and to compute in; *saved* is the checkpoint's own.
 
     Raises:
-        ConfigError: torch has no such format here.
+        ConfigError: the device has no such format.
     """
     import torch
 
-    if asked is Precision.INT8:
+    if asked not in {Precision.AUTO, *WEIGHT_ONLY}:
+        return PrecisionChoice(asked, "as set", asked)
+    if asked in WEIGHT_ONLY and device.type == "mps":
         raise ConfigError(
-            'precision: torch models run in fp32, fp16 or bf16, got "int8"; export the model to '
-            "ONNX for int8: rerank-plugins export MODEL FOLDER"
+            f'precision: weights in {asked} were not tried on mps; use precision="fp16", or '
+            'device="cpu"'
         )
-    if asked is not Precision.AUTO:
-        return PrecisionChoice(asked, "as set")
     if device.type == "cuda":
-        return _cuda_precision(torch.cuda.get_device_capability(device)[0], saved)
-    if device.type == "cpu":
+        best, why = _cuda_precision(torch.cuda.get_device_capability(device)[0], saved)
+    elif device.type == "cpu":
         fast = fast_bf16()
-        if fast is not None:
-            return PrecisionChoice(Precision.BF16, f"the CPU has {fast}")
-        return PrecisionChoice(Precision.FP32, "the CPU has neither AMX nor AVX512-BF16")
-    return PrecisionChoice(Precision.FP32, f"half precision was not measured on {device.type}")
+        best = Precision.FP32 if fast is None else Precision.BF16
+        why = f"the CPU has {fast or 'neither AMX nor AVX512-BF16'}"
+    else:
+        best, why = Precision.FP32, f"half precision was not measured on {device.type}"
+    if asked in WEIGHT_ONLY:
+        return PrecisionChoice(asked, f"as set; computed in {best}: {why}", best)
+    return PrecisionChoice(best, why, best)
 
 
-def _cuda_precision(capability: int, saved: torch.dtype | None) -> PrecisionChoice:
+def _cuda_precision(capability: int, saved: torch.dtype | None) -> tuple[Precision, str]:
     import torch
 
     if capability < TENSOR_CORES:
-        return PrecisionChoice(Precision.FP32, "the GPU has no tensor cores")
+        return Precision.FP32, "the GPU has no tensor cores"
     if saved is torch.bfloat16 and capability >= BF16_CORES:
-        return PrecisionChoice(Precision.BF16, "the checkpoint's own, and the GPU has it")
-    return PrecisionChoice(Precision.FP16, "GPUs compute fastest in half precision")
+        return Precision.BF16, "the checkpoint's own, and the GPU has it"
+    return Precision.FP16, "GPUs compute fastest in half precision"
 
 
 @cache
@@ -122,7 +126,7 @@ def fast_bf16() -> str | None:
 
 
 def torch_dtype(precision: Precision) -> torch.dtype:
-    """Return torch's name for *precision*."""
+    """Return torch's name for *precision*, one that is computed in."""
     import torch
 
     return {

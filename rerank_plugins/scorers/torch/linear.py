@@ -61,10 +61,10 @@ def prepack(layers: list[nn.Module], layout: Layout) -> None:
         for path, module in list(layer.named_modules()):
             if type(module) is nn.Linear:
                 layer.set_submodule(path, _prepacked(module))
-        _return_memory()
+        return_memory()
 
 
-def _return_memory() -> None:
+def return_memory() -> None:
     """Give the pages of replaced weights back to the system, where the C library can.
 
     glibc keeps them, in holes that the next layer's reordered weights do not fit into.

@@ -19,6 +19,7 @@ from rerank_plugins.errors import ModelLoadError, first_line
 from rerank_plugins.models.settings import needs_remote_code, other_kind
 from rerank_plugins.scorers.torch.building import BUILDING
 from rerank_plugins.scorers.torch.checkpoint import Weight, tensor_names
+from rerank_plugins.scorers.torch.quantized import quantizable_names
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Iterator, Mapping
@@ -58,8 +59,11 @@ def load_model(
     kind: ModelKind = CROSS_ENCODER,
     *,
     trust_remote_code: bool = False,
+    layers_later: bool = False,
 ) -> PreTrainedModel:
     """Build the model that config.json describes and fill it with the weights of *files*.
+
+    With *layers_later*, weights that `quantize` will round may be stand-ins that it reads itself.
 
     Raises:
         ModelLoadError: it is not of that *kind*, needs code of its own, or its weights do not fit.
@@ -89,7 +93,12 @@ def load_model(
             config = _read_config(files, trust_remote_code=trust_remote_code)
             with _silenced_report():
                 model, report = _build(
-                    files, config, dtype, kind, trust_remote_code=trust_remote_code
+                    files,
+                    config,
+                    dtype,
+                    kind,
+                    trust_remote_code=trust_remote_code,
+                    layers_later=layers_later,
                 )
     except ModelLoadError:
         raise
@@ -139,6 +148,7 @@ def _build(
     kind: ModelKind,
     *,
     trust_remote_code: bool,
+    layers_later: bool,
 ) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Return the filled model, and transformers' report of what fitted."""
     options: dict[str, Any] = {
@@ -157,10 +167,12 @@ def _build(
         return built
     with torch.device("meta"):
         # Never None, for which transformers would ask on the terminal whether to run code.
-        of = type(kind.auto.from_config(config, trust_remote_code=False))
+        empty = kind.auto.from_config(config, trust_remote_code=False)
+    of: Any = type(empty)
     if any(path.suffix == ".safetensors" for path in files.weights):
+        later = quantizable_names(empty) if layers_later else frozenset()
         weights = {
-            name: Weight(path, name, dtype)
+            name: Weight(path, name, dtype, later=name in later)
             for path in files.weights
             for name in tensor_names(path)
             if not name.startswith(kind.unread)

@@ -10,15 +10,18 @@ import torch
 from transformers import PreTrainedModel
 from transformers import __version__ as transformers_version
 
+from rerank_plugins.config import WEIGHT_ONLY
 from rerank_plugins.errors import ModelLoadError, first_line
 from rerank_plugins.models.layouts import layout_of
 from rerank_plugins.models.settings import first_position, pad_id
+from rerank_plugins.scorers.torch.hardware import torch_dtype
 from rerank_plugins.scorers.torch.head import widen_head
 from rerank_plugins.scorers.torch.language import AnsweringModel, read_answers
 from rerank_plugins.scorers.torch.linear import prepack
-from rerank_plugins.scorers.torch.loading import LANGUAGE_MODEL, load_model
+from rerank_plugins.scorers.torch.loading import CROSS_ENCODER, LANGUAGE_MODEL, load_model
 from rerank_plugins.scorers.torch.packed import PackedExecution, find_layers
 from rerank_plugins.scorers.torch.padded import PaddedExecution
+from rerank_plugins.scorers.torch.quantized import quantize
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -26,6 +29,8 @@ if TYPE_CHECKING:
     from rerank_plugins.models.encoding import PairEncoder
     from rerank_plugins.models.files import ModelFiles
     from rerank_plugins.models.prompts import PromptEncoder
+    from rerank_plugins.scorers.torch.hardware import PrecisionChoice
+    from rerank_plugins.scorers.torch.loading import ModelKind
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +38,7 @@ logger = logging.getLogger(__name__)
 def load_cross_encoder(
     files: ModelFiles,
     device: torch.device,
-    dtype: torch.dtype,
+    precision: PrecisionChoice,
     *,
     open_encoder: Callable[..., PairEncoder],
     trust_remote_code: bool,
@@ -44,7 +49,7 @@ def load_cross_encoder(
         ConfigError: max_length is more than the model takes.
         ModelLoadError: it is no cross-encoder, needs code of its own, or its files do not fit.
     """
-    model = load_model(files, dtype, trust_remote_code=trust_remote_code)
+    model = _load(files, device, precision, CROSS_ENCODER, trust_remote_code=trust_remote_code)
     segments = reads_segments(model, files)
     encoder = open_encoder(segments=segments)
     return encoder, _make_ready(
@@ -60,16 +65,33 @@ def load_cross_encoder(
 
 
 def load_language_model(
-    files: ModelFiles, device: torch.device, dtype: torch.dtype, encoder: PromptEncoder
+    files: ModelFiles, device: torch.device, precision: PrecisionChoice, encoder: PromptEncoder
 ) -> PackedExecution | PaddedExecution:
     """Return a language model that answers the prompts of *encoder*, ready to run on *device*.
 
     Raises:
         ModelLoadError: it is no language model, or its files do not fit.
     """
-    backbone = load_model(files, dtype, LANGUAGE_MODEL)
+    backbone = _load(files, device, precision, LANGUAGE_MODEL, trust_remote_code=False)
     model = AnsweringModel(backbone, read_answers(files, backbone.config, encoder.answers))
     return _make_ready(model, backbone, files, encoder, device, causal=True)
+
+
+def _load(
+    files: ModelFiles,
+    device: torch.device,
+    precision: PrecisionChoice,
+    kind: ModelKind,
+    *,
+    trust_remote_code: bool,
+) -> PreTrainedModel:
+    """Return a model with its weights in their final format."""
+    later = precision.precision in WEIGHT_ONLY
+    dtype = torch_dtype(precision.arithmetic)
+    model = load_model(files, dtype, kind, trust_remote_code=trust_remote_code, layers_later=later)
+    if later:
+        quantize(model, precision.precision, files, device)
+    return model
 
 
 def _make_ready(

@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
-from rerank_plugins.config import Activation, Backend, Precision
+from rerank_plugins.config import Precision
 from rerank_plugins.errors import ModelLoadError, ScoringError, first_line
-from rerank_plugins.models.choosing import choose_family
-from rerank_plugins.models.files import find_model
-from rerank_plugins.models.settings import model_activation
-from rerank_plugins.models.tokenizer import open_encoder, open_prompt_encoder
-from rerank_plugins.models.weights import choose_torch
 from rerank_plugins.models.windows import single_pairs
 from rerank_plugins.scorers.labels import check_head, to_logits
-from rerank_plugins.scorers.selection import Choice, as_set, backend_choice, installed_backends
-from rerank_plugins.scorers.torch.hardware import (
-    choose_device,
-    choose_precision,
-    import_torch,
-    torch_dtype,
-)
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -30,18 +17,14 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
-    from rerank_plugins.config import RerankConfig
     from rerank_plugins.models.encoding import PairEncoder, TokenPair
     from rerank_plugins.models.files import ModelFiles
     from rerank_plugins.models.prompts import PromptEncoder
     from rerank_plugins.models.windows import WindowedPair
+    from rerank_plugins.scorers.selection import Choice
     from rerank_plugins.scorers.torch.hardware import PrecisionChoice
     from rerank_plugins.scorers.torch.packed import PackedExecution
     from rerank_plugins.scorers.torch.padded import PaddedExecution
-
-BATCH_TOKENS: Final = {"cpu": 2048, "cuda": 32_768, "mps": 8192}
-"""By kind of device: on a CPU, what still lies in its caches; on a GPU, enough to fill it."""
-
 
 SAME_LOGIT: Final = {Precision.FP32: 1e-3, Precision.FP16: 2e-2, Precision.BF16: 1e-1}
 """How far a pair's logit may be from itself in other company, relative to its size: far more than
@@ -69,50 +52,21 @@ class TorchScorer:
         activation: Literal["sigmoid", "logit"],
         device: torch.device,
         precision: PrecisionChoice,
+        batch_tokens: int,
         choices: Mapping[str, Choice],
     ) -> None:
         self.name = files.name
         self.choices = choices
         self.activation = activation
         self.padded = execution.padded
-        self.batch_tokens = BATCH_TOKENS[device.type]
+        self.batch_tokens = batch_tokens
         self.identity = (
-            f"torch {files.name}@{files.version} {precision.precision} on {device.type}, "
+            f"torch {files.name}@{files.version} {_number_format(precision)} on {device.type}, "
             f"{encoder.identity}"
         )
         self._execution: PackedExecution | PaddedExecution | None = execution
         self._encoder: PairEncoder | PromptEncoder = encoder
-        self._same_logit = SAME_LOGIT[precision.precision]
-
-    @classmethod
-    def open(cls, config: RerankConfig, files: ModelFiles | None = None) -> TorchScorer:
-        """Load a model's files, found here unless given, and score a pair to see that it ranks.
-
-        Raises:
-            ConfigError: device, precision or max_length is not what this machine or model offers.
-            MissingExtraError: torch or transformers is not installed.
-            ModelLoadError: the files are not there, broken, or not those of a reranker.
-        """
-        import_torch('backend "torch"')
-        from rerank_plugins.scorers.torch.loading import saved_dtype
-
-        device = choose_device(config.device)
-        if files is None:
-            files = find_model(
-                config.model,
-                choose=partial(choose_torch, allow_pickle=config.allow_pickle),
-                revision=config.revision,
-                local_files_only=config.local_files_only,
-                remote_code=config.trust_remote_code,
-            )
-        precision = choose_precision(config.precision, device, saved_dtype(files))
-        scorer = _load(cls, config, files, device, precision)
-        try:
-            scorer._check()
-        except BaseException:
-            scorer.close()
-            raise
-        return scorer
+        self._same_logit = SAME_LOGIT[precision.arithmetic]
 
     def encode(
         self, query: str, documents: Sequence[str]
@@ -161,7 +115,7 @@ class TorchScorer:
             ) from exc
         return labels
 
-    def _check(self) -> None:
+    def check(self) -> None:
         """Score two pairs, alone and together, to see that the model is a reranker.
 
         Raises:
@@ -194,9 +148,13 @@ class PromptScorer(TorchScorer):
     _encoder: PromptEncoder
 
     @property
-    def instruction(self) -> str:
-        """What the model is told to look for where nobody says otherwise; blank for nothing."""
-        return self._encoder.family.instruction
+    def instruction(self) -> str | None:
+        """What the model is told to look for where nobody says otherwise; blank for nothing.
+
+        None where its family's prompt has no place for an instruction.
+        """
+        family = self._encoder.family
+        return family.instruction if family.takes_instruction else None
 
     def encode(
         self, query: str, documents: Sequence[str], *, instruction: str | None = None
@@ -205,62 +163,9 @@ class PromptScorer(TorchScorer):
         return self._encoder.encode(query, documents, instruction=instruction)
 
 
-def _load(
-    cls: type[TorchScorer],
-    config: RerankConfig,
-    files: ModelFiles,
-    device: torch.device,
-    precision: PrecisionChoice,
-) -> TorchScorer:
-    """Load what the files and the setting ``family`` say: a cross-encoder or a language model."""
-    from rerank_plugins.scorers.torch.preparing import load_cross_encoder, load_language_model
-
-    chosen = choose_family(files, config.family)
-    if chosen is None:
-        activation = model_activation(files, must_know=config.activation is Activation.AUTO)
-        encoder, execution = load_cross_encoder(
-            files,
-            device,
-            torch_dtype(precision.precision),
-            open_encoder=partial(open_encoder, files, config),
-            trust_remote_code=config.trust_remote_code,
-        )
-        choices = _choices(config, device, precision, encoder.max_length)
-        return cls(
-            files,
-            execution,
-            encoder,
-            activation=activation,
-            device=device,
-            precision=precision,
-            choices=choices,
-        )
-    prompts = open_prompt_encoder(files, config, chosen.family)
-    execution = load_language_model(files, device, torch_dtype(precision.precision), prompts)
-    choices = _choices(config, device, precision, prompts.max_length)
-    return PromptScorer(
-        files,
-        execution,
-        prompts,
-        activation=chosen.family.activation,
-        device=device,
-        precision=precision,
-        choices={"family": Choice(chosen.family.name, chosen.why), **choices},
-    )
-
-
-def _choices(
-    config: RerankConfig, device: torch.device, precision: PrecisionChoice, max_length: int
-) -> dict[str, Choice]:
-    """Return what the settings came to, and why, for whoever asks."""
-    why = "torch finds no GPU" if device.type == "cpu" else f"torch finds {device.type}"
-    return {
-        "backend": backend_choice(config, Backend.TORCH, installed_backends()),
-        "device": as_set(config, "device") or Choice(str(device), why),
-        "precision": Choice(precision.precision, precision.why),
-        "max_length": as_set(config, "max_length")
-        or Choice(str(max_length), "the model's own limit"),
-    }
+def _number_format(choice: PrecisionChoice) -> str:
+    weights, arithmetic = choice.precision, choice.arithmetic
+    return weights if weights is arithmetic else f"{weights} in {arithmetic}"
 
 
 def _is_out_of_memory(exc: Exception) -> bool:

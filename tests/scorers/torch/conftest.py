@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from rerank_plugins.config import RerankConfig
-from rerank_plugins.scorers.torch.scorer import TorchScorer
+from rerank_plugins.scorers.torch.opening import open_torch_scorer
 from tests.tiny_language_models import write_language_model
 from tests.tiny_torch import PaddedForward, make_pairs, write_torch_model
 
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from rerank_plugins.models.encoding import TokenPair
+    from rerank_plugins.scorers.torch.scorer import TorchScorer
 
 MOST_PAIRS = 500
 
@@ -57,7 +58,7 @@ class Model:
 
 def open_exact(folder: Path, **settings: Any) -> TorchScorer:
     exact = {"backend": "torch", "device": "cpu", "precision": "fp32"}
-    return TorchScorer.open(RerankConfig(**{"model": str(folder)} | exact | settings))
+    return open_torch_scorer(RerankConfig(**{"model": str(folder)} | exact | settings))
 
 
 @pytest.fixture(autouse=True)

@@ -117,9 +117,22 @@ def test_the_precision_is_what_the_hardware_is_fast_in(
     assert found.why
 
 
-def test_int8_says_where_it_is_to_be_had() -> None:
-    with pytest.raises(ConfigError, match="rerank-plugins export"):
-        hardware.choose_precision(Precision.INT8, torch.device("cpu"), None)
+@pytest.mark.parametrize("asked", [Precision.INT8, Precision.INT4])
+def test_weights_alone_are_rounded_and_computed_with_in_what_auto_would_take(
+    asked: Precision, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hardware, "fast_bf16", lambda: "AMX")
+    there = hardware.choose_precision(asked, torch.device("cpu"), None)
+    monkeypatch.setattr(hardware, "fast_bf16", lambda: None)
+    missing = hardware.choose_precision(asked, torch.device("cpu"), None)
+
+    assert there == (asked, "as set; computed in bf16: the CPU has AMX", Precision.BF16)
+    assert (missing.precision, missing.arithmetic) == (asked, Precision.FP32)
+
+
+def test_weights_are_not_rounded_on_mps_where_nobody_tried_it() -> None:
+    with pytest.raises(ConfigError, match=r'^precision: .*int4 were not tried on mps; use .*"cpu"'):
+        hardware.choose_precision(Precision.INT4, torch.device("mps"), None)
 
 
 def test_a_torch_without_the_probes_computes_in_float32(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,187 @@
+"""How much memory is free, and the largest batch that a model fits into it with."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import torch
+
+from rerank_plugins.config import Precision
+from rerank_plugins.errors import ModelLoadError
+from rerank_plugins.scorers.torch.hardware import PrecisionChoice
+from rerank_plugins.scorers.torch.memory import MemoryEstimate, estimate, saved_tensors
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from rerank_plugins.models.files import ModelFiles
+
+logger = logging.getLogger(__name__)
+
+MEMINFO: Final = Path("/proc/meminfo")
+OWN_GROUPS: Final = Path("/proc/self/cgroup")
+GROUPS: Final = Path("/sys/fs/cgroup")
+
+GB: Final = 1e9
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Return how much memory a model may take on *device*; None where that is not known."""
+    if device.type == "cuda":
+        # What torch holds back of freed tensors is as good as free.
+        held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return int(torch.cuda.mem_get_info(device)[0]) + held
+    known = [b for b in (_machine_bytes(), _group_bytes(OWN_GROUPS, GROUPS)) if b is not None]
+    if device.type == "mps":
+        known.append(torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory())
+    return min(known, default=None)
+
+
+def _machine_bytes() -> int | None:
+    """Return what the system can give without swapping."""
+    if MEMINFO.exists():
+        for line in MEMINFO.read_text(encoding="ascii").splitlines():
+            name, _, value = line.partition(":")
+            if name == "MemAvailable":
+                return int(value.split()[0]) * 1024
+        return None
+    try:
+        import psutil
+    except ImportError:
+        return None
+    return int(psutil.virtual_memory().available)
+
+
+def _group_bytes(own: Path, groups: Path) -> int | None:
+    """Return what is left of the limits of a container, version 1 or 2; None without any.
+
+    A group is bound by the limits of those above it too. What it holds of files is given up when
+    memory is wanted, so it does not count.
+    """
+    try:
+        lines = own.read_text(encoding="utf-8").splitlines()
+    except OSError:
+        return None
+    left = []
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if not controllers:
+            root, names = groups, ("memory.max", "memory.current", "inactive_file")
+        elif "memory" in controllers.split(","):
+            root = groups / "memory"
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+        else:
+            continue
+        inner = root / path.lstrip("/")
+        folders = (inner, *inner.parents)
+        left += [_left_in(f, *names) for f in folders if f == root or root in f.parents]
+    return min((b for b in left if b is not None), default=None)
+
+
+def _left_in(folder: Path, limit: str, used: str, files: str) -> int | None:
+    try:
+        most = (folder / limit).read_text(encoding="ascii").strip()
+        if most == "max":
+            return None
+        taken = int((folder / used).read_text(encoding="ascii"))
+        stat = (folder / "memory.stat").read_text(encoding="ascii").split()
+    except OSError:
+        return None
+    cached = int(stat[stat.index(files) + 1]) if files in stat else 0
+    return max(0, int(most) - taken + cached)
+
+
+def needs(
+    files: ModelFiles, precision: PrecisionChoice, device: torch.device, longest: int
+) -> Callable[[int], MemoryEstimate]:
+    """Return what tells how much a model takes with batches of a given number of tokens."""
+    tensors = saved_tensors(files)
+
+    def need(tokens: int) -> MemoryEstimate:
+        return estimate(
+            files.config, tensors, precision, tokens=tokens, longest=longest, device=device.type
+        )
+
+    return need
+
+
+def batch_that_fits(
+    files: ModelFiles,
+    precision: PrecisionChoice,
+    device: torch.device,
+    *,
+    longest: int,
+    default: int,
+    asked: int | None,
+) -> int:
+    """Return how many tokens a batch may have: *asked*, or as much of *default* as memory allows.
+
+    It is told from the memory that is free now; logits do not hang on it. No batch of less than the
+    *longest* pair is aimed at, since such a pair is a batch by itself.
+
+    Raises:
+        ModelLoadError: the weights and the longest pair, or what was *asked*, do not fit.
+    """
+    free = free_bytes(device)
+    if free is None:
+        return asked or default
+    need = needs(files, precision, device, longest)
+    least = max(asked or 0, longest)
+    if need(least).total > free:
+        raise ModelLoadError(
+            files.name, _refusal(files, precision, device, free, need(least), least, longest)
+        )
+    if asked is not None:
+        return asked
+    batch = default
+    while batch > longest and need(batch).total > free:
+        batch = max(longest, batch // 2)
+    if batch < default:
+        logger.info(
+            "%s: batches have %d tokens instead of %d, for which %.1f GB would be needed and %.1f "
+            "are free",
+            files.name,
+            batch,
+            default,
+            need(default).total / GB,
+            free / GB,
+        )
+    return batch
+
+
+def _refusal(
+    files: ModelFiles,
+    precision: PrecisionChoice,
+    device: torch.device,
+    free: int,
+    found: MemoryEstimate,
+    tokens: int,
+    longest: int,
+) -> str:
+    """Say what is needed, what is there, and which other settings would fit."""
+    text = (
+        f"it needs {found.total / GB:.1f} GB on {device} in {precision.precision}: weights "
+        f"{found.weights / GB:.1f} GB, activations of {tokens} tokens "
+        f"{found.activations / GB:.1f} GB; {free / GB:.1f} GB are free. "
+    )
+    ways = []
+    for other in other_precisions(precision, device):
+        total = needs(files, other, device, longest)(tokens).total
+        if total < found.total and total <= free:
+            ways.append(f'precision="{other.precision}" ({total / GB:.1f} GB)')
+    if found.weights < free:
+        ways.append("a smaller batch_tokens" if tokens > longest else "a smaller max_length")
+    return text + "Try " + ", ".join([*ways, "another device", "or a smaller model"])
+
+
+def other_precisions(precision: PrecisionChoice, device: torch.device) -> list[PrecisionChoice]:
+    """Return what else the weights could be kept in on *device*, largest first."""
+    half = Precision.FP16 if device.type == "cuda" else Precision.BF16
+    plain = [PrecisionChoice(p, "", p) for p in (Precision.FP32, half)]
+    if device.type != "mps":
+        arithmetic = precision.arithmetic
+        rounded = (PrecisionChoice(p, "", arithmetic) for p in (Precision.INT8, Precision.INT4))
+        plain += rounded
+    return [other for other in plain if other.precision is not precision.precision]
