@@ -14,7 +14,6 @@ from rerank_plugins import (
     RerankConfig,
     Reranker,
 )
-from rerank_plugins.scorers.lexical import LexicalScorer
 from rerank_plugins.testing import FakePair, FakeScorer
 
 if TYPE_CHECKING:
@@ -128,7 +127,7 @@ def test_a_scorer_without_instruction_is_called_as_ever() -> None:
         assert [document.index for document in reranker.rank("q", ["a", "bb"])] == [1, 0]
 
 
-@pytest.mark.parametrize("scorer", [PlainScorer, FakeScorer, LexicalScorer.open])
+@pytest.mark.parametrize("scorer", [PlainScorer, FakeScorer])
 async def test_a_model_that_takes_none_says_so(scorer: Callable[[], Any]) -> None:
     advice = r"instruction: '\w+' takes none, .*leave it out, or take a model such as"
     with Reranker(scorer()) as reranker:
