@@ -76,6 +76,7 @@ LANGUAGE_MODELS: Mapping[str, Language] = {
     "qwen2": Language("qwen2", qwen_like, AS_QWEN, TIED, gain=0.4),
     "gemma": Language("gemma", gemma_like, AS_GEMMA, {**GROUPED, "head_dim": 16}),
     "llama": Language("llama", qwen_like, AS_QWEN, UNTIED),
+    "mistral": Language("mistral", qwen_like, AS_QWEN, {**UNTIED, "sliding_window": 40}),
     "qwen3 classifier": Language("qwen3", qwen_like, AS_QWEN, QWEN3, classifier=True),
     "qwen2 classifier": Language(
         "qwen2", qwen_like, AS_QWEN, TIED, gain=0.4, classifier=True, answers=("1", "0")

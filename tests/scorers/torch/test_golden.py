@@ -13,6 +13,8 @@ import pytest
 from rerank_plugins import Reranker
 from rerank_plugins.errors import ModelLoadError
 from rerank_plugins.models.layouts import LAYOUTS
+from tests.scorers.torch.conftest import open_exact
+from tests.tiny_language_models import LANGUAGE_MODELS
 from tests.tiny_torch import ARCHITECTURES
 
 if TYPE_CHECKING:
@@ -33,21 +35,49 @@ def test_logits_are_the_golden_ones(name: str, model_of: Callable[..., Any]) -> 
     assert np.ptp(found) >= 0.5
 
 
-def test_every_family_has_a_golden_score() -> None:
+@pytest.mark.parametrize("name", GOLDEN["language"])
+def test_language_models_have_their_golden_logits(
+    name: str, language_folder: Callable[..., Path]
+) -> None:
+    scorer = open_exact(language_folder(name), family="qwen3-reranker")
+    pairs = [scorer.encode(query, [document])[0] for query, document in GOLDEN["pairs"]]
+
+    found = scorer.forward(pairs)
+    scorer.close()
+
+    np.testing.assert_allclose(found, GOLDEN["language"][name], rtol=0, atol=2e-4)
+    assert np.ptp(found) >= 0.5
+
+
+def test_every_layout_has_a_golden_score() -> None:
     golden = {ARCHITECTURES[name].model_type for name in GOLDEN["logits"]}
+    golden |= {LANGUAGE_MODELS[name].model_type for name in GOLDEN["language"]}
 
     assert {kind for layout in LAYOUTS for kind in layout.model_types} <= golden
 
 
 @dataclass(frozen=True)
 class Published:
-    """Logits that a model's own page prints; ``tolerance`` is what its number format leaves."""
+    """Scores that somebody printed; ``tolerance`` is what their number format leaves."""
 
     model: str
     source: str
     pairs: tuple[tuple[str, str], ...]
-    logits: tuple[float, ...]
+    scores: tuple[float, ...]
     tolerance: float
+    activation: str = "logit"
+
+
+RED_PLANET = tuple(
+    ("Which planet is known as the Red Planet?", document)
+    for document in (
+        "Venus is often called Earth's twin because of its similar size and proximity.",
+        "Mars, known for its reddish appearance, is often referred to as the Red Planet.",
+        "Jupiter, the largest planet in our solar system, has a prominent red spot.",
+        "Saturn, famous for its rings, is sometimes mistaken for the Red Planet.",
+    )
+)
+RED_PLANET_LOGITS = (-3.1092977, 7.1203899, -0.3787546, 3.5416374)
 
 
 PUBLISHED = (
@@ -87,13 +117,49 @@ PUBLISHED = (
         (8.607138, -4.320078),
         1e-3,
     ),
+    Published(
+        "Qwen/Qwen3-Reranker-0.6B",
+        "tests of sentence-transformers, in float32",
+        RED_PLANET,
+        RED_PLANET_LOGITS,
+        2e-3,
+    ),
+    Published(
+        "tomaarsen/Qwen3-Reranker-0.6B-seq-cls",
+        "tests of sentence-transformers, in float32",
+        RED_PLANET,
+        RED_PLANET_LOGITS,
+        2e-3,
+    ),
+    Published(
+        "Qwen/Qwen3-Reranker-0.6B",
+        "its README, in float32",
+        (
+            ("What is the capital of China?", "The capital of China is Beijing."),
+            (
+                "Explain gravity",
+                (
+                    "Gravity is a force that attracts two bodies towards each other. It gives "
+                    "weight to physical objects and is responsible for the movement of planets "
+                    "around the sun."
+                ),
+            ),
+        ),
+        (0.9995, 0.9972),
+        1e-4,
+        "sigmoid",
+    ),
 )
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("published", PUBLISHED, ids=lambda published: published.model)
-def test_logits_are_those_that_the_model_card_prints(published: Published) -> None:
-    settings: dict[str, Any] = {"precision": "fp32", "activation": "logit", "normalizer": None}
+def test_scores_are_those_that_were_printed(published: Published) -> None:
+    settings: dict[str, Any] = {
+        "precision": "fp32",
+        "activation": published.activation,
+        "normalizer": None,
+    }
     reranker = Reranker(
         published.model, backend="torch", device="cpu", local_files_only=True, **settings
     )
@@ -104,4 +170,4 @@ def test_logits_are_those_that_the_model_card_prints(published: Published) -> No
             pytest.skip(f"the real weights are not here: {exc}")
         found = reranker.score(published.pairs)
 
-    np.testing.assert_allclose(found, published.logits, rtol=0, atol=published.tolerance)
+    np.testing.assert_allclose(found, published.scores, rtol=0, atol=published.tolerance)

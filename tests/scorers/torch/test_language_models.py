@@ -35,8 +35,10 @@ CASES = (
     ("qwen2", "mxbai-rerank-v2"),
     ("qwen2", "qwen3-reranker"),
     ("llama", "qwen3-reranker"),
+    ("mistral", "qwen3-reranker"),
     ("gemma", "bge-reranker-gemma"),
     ("gemma", "mxbai-rerank-v2"),
+    ("gemma", "qwen3-reranker"),
     ("qwen3 classifier", "qwen3-reranker"),
     ("qwen2 classifier", "mxbai-rerank-v2"),
 )
