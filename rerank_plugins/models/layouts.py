@@ -14,7 +14,7 @@ class Layout:
     """How transformers lays out the architectures of one kind.
 
     Paths are module names as in ``named_modules``, below the base model (what is below the head)
-    or, for ``gelu``, below one layer. ``*`` stands for every member of a list.
+    or, for ``activation``, below one layer. ``*`` stands for every member of a list.
     """
 
     model_types: tuple[str, ...]
@@ -26,8 +26,8 @@ class Layout:
     head: tuple[str, ...] = ()
     """Parts of the base model that run after the last layer."""
 
-    gelu: tuple[str, str] | None = None
-    """In a layer, the linear module whose output goes to a GELU, and that GELU."""
+    activation: tuple[str, str] | None = None
+    """In a layer, the linear module whose output goes to an activation, and that activation."""
 
     packed: bool = True
     """Whether attention goes through transformers' attention interface: then nothing is padded."""
@@ -49,24 +49,24 @@ LAYOUTS: Final = (
         model_types=("bert", "camembert", "electra", "roberta", "xlm-roberta"),
         layers="encoder.layer",
         head=("pooler",),
-        gelu=("intermediate.dense", "intermediate.intermediate_act_fn"),
+        activation=("intermediate.dense", "intermediate.intermediate_act_fn"),
     ),
     Layout(
         model_types=("distilbert",),
         layers="transformer.layer",
-        gelu=("ffn.lin1", "ffn.activation"),
+        activation=("ffn.lin1", "ffn.activation"),
     ),
     Layout(
         model_types=("albert",),
         layers="encoder.albert_layer_groups.*.albert_layers",
         head=("pooler",),
-        gelu=("ffn", "activation"),
+        activation=("ffn", "activation"),
     ),
     Layout(
         # Both add a bias for relative positions to attention, in code of their own.
         model_types=("deberta-v2", "mpnet"),
         layers="encoder.layer",
-        gelu=("intermediate.dense", "intermediate.intermediate_act_fn"),
+        activation=("intermediate.dense", "intermediate.intermediate_act_fn"),
         packed=False,
     ),
     Layout(
@@ -79,7 +79,7 @@ LAYOUTS: Final = (
         model_types=("gemma", "llama", "mistral", "qwen2", "qwen3"),
         layers="layers",
         head=("norm",),
-        gelu=("mlp.gate_proj", "mlp.act_fn"),
+        activation=("mlp.gate_proj", "mlp.act_fn"),
         causal=True,
     ),
 )

@@ -1,7 +1,8 @@
-"""Linear layers for the CPU: weights in oneDNN's own order, a GELU in the same pass.
+"""Layers for the CPU: weights in oneDNN's own order, an activation in the same pass, fused norms.
 
-torch reorders the weights of a linear layer in every call, and walks memory again for the GELU
-after it. The operators used here are those that torch's own compiler emits for the same purpose
+torch reorders the weights of a linear layer in every call, and walks memory again for the
+activation after it; transformers computes a root mean square norm in six passes. The operators used
+here are those that torch's own compiler emits for the same purpose
 (``torch/_inductor/fx_passes/mkldnn_fusion.py``). Their names are private: where they are missing
 or give another result than `torch.nn.Linear`, layers stay as they are.
 """
@@ -10,13 +11,16 @@ from __future__ import annotations
 
 import ctypes
 import sys
-from typing import TYPE_CHECKING, Final
+from functools import partial
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.functional import gelu, linear
+from torch.nn.functional import gelu, linear, rms_norm, silu
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from rerank_plugins.models.layouts import Layout
 
 ROWS_EXPECTED: Final = 2048
@@ -26,28 +30,53 @@ TOLERANCE: Final = {torch.float32: 1e-5, torch.bfloat16: 2e-2}
 """How far the trial may be off, relative to values near 1."""
 
 
-GELUS: Final = ("none", "tanh")
-"""Kinds of GELU that can be fused, as `torch.nn.functional.gelu` names its approximations."""
+class Fused(NamedTuple):
+    """An activation that goes with a product: oneDNN's names for it, and what it computes."""
+
+    name: str
+    algorithm: str
+    function: Callable[[torch.Tensor], torch.Tensor]
+
+
+FUSED: Final[dict[str, Fused]] = {
+    "gelu": Fused("gelu", "none", gelu),
+    "gelu_tanh": Fused("gelu", "tanh", partial(gelu, approximate="tanh")),
+    "silu": Fused("swish", "", silu),
+}
 
 
 class PrepackedLinear(nn.Module):
-    """A linear layer, with a *gelu* after it where one of `GELUS` is named."""
+    """A linear layer, with one of `FUSED` after it where *activation* names one."""
 
     def __init__(
-        self, weight: torch.Tensor, bias: torch.Tensor | None, *, gelu: str | None = None
+        self, weight: torch.Tensor, bias: torch.Tensor | None, *, activation: str | None = None
     ) -> None:
         super().__init__()
         self.weight: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS_EXPECTED)
         self.bias = bias
-        self.gelu = gelu
+        self.activation = activation
+        self._after = FUSED[activation][:2] if activation is not None else ("none", "")
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Map (…, inputs) to (…, outputs)."""
-        after = "none" if self.gelu is None else "gelu"
+        name, algorithm = self._after
         mapped: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
-            states, self.weight, self.bias, after, [], self.gelu or "none"
+            states, self.weight, self.bias, name, [], algorithm
         )
         return mapped
+
+
+class FusedNorm(nn.Module):
+    """A root mean square norm in one pass, rounded once."""
+
+    def __init__(self, weight: torch.Tensor, eps: float) -> None:
+        super().__init__()
+        self.weight = weight
+        self.eps = eps
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Norm the last dimension."""
+        return rms_norm(states, self.weight.shape, self.weight, self.eps)
 
 
 def prepack(layers: list[nn.Module], layout: Layout) -> None:
@@ -56,8 +85,8 @@ def prepack(layers: list[nn.Module], layout: Layout) -> None:
     if weight is None or weight.device.type != "cpu" or not _works(weight.dtype):
         return
     for layer in layers:
-        if layout.gelu is not None:
-            _fuse_gelu(layer, *layout.gelu)
+        if layout.activation is not None:
+            _fuse_activation(layer, *layout.activation)
         for path, module in list(layer.named_modules()):
             if type(module) is nn.Linear:
                 layer.set_submodule(path, _prepacked(module))
@@ -74,32 +103,65 @@ def return_memory() -> None:
         trim(0)
 
 
-def _fuse_gelu(layer: nn.Module, linear_path: str, gelu_path: str) -> None:
-    """Compute the GELU with the linear module before it, if it is one of `GELUS`."""
-    before, activation = layer.get_submodule(linear_path), layer.get_submodule(gelu_path)
-    kind = _gelu_kind(activation)
+def _fuse_activation(layer: nn.Module, linear_path: str, activation_path: str) -> None:
+    """Compute the activation with the linear module before it, if it is one of `FUSED`."""
+    before, activation = layer.get_submodule(linear_path), layer.get_submodule(activation_path)
+    kind = _kind(activation)
     if type(before) is nn.Linear and kind is not None:
-        layer.set_submodule(linear_path, _prepacked(before, gelu=kind))
-        layer.set_submodule(gelu_path, nn.Identity())
+        layer.set_submodule(linear_path, _prepacked(before, activation=kind))
+        layer.set_submodule(activation_path, nn.Identity())
 
 
-def _gelu_kind(activation: nn.Module) -> str | None:
-    """Return which of `GELUS` *activation* computes, by its values; None where it is another."""
+def _kind(activation: nn.Module) -> str | None:
+    """Return which of `FUSED` *activation* computes, by its values; None where it is another."""
     # Some are clipped, far out.
     far = torch.tensor([-1e3, -50.0, -12.0, 12.0, 50.0, 1e3], device="cpu")
     values = torch.cat([torch.linspace(-6, 6, 97, device="cpu"), far])
     with torch.inference_mode():
         found = activation(values)
-        for kind in GELUS:
-            if torch.allclose(found, gelu(values, approximate=kind), rtol=0, atol=1e-6):
+        for kind, fused in FUSED.items():
+            if torch.allclose(found, fused.function(values), rtol=0, atol=1e-6):
                 return kind
     return None
 
 
-def _prepacked(module: nn.Linear, *, gelu: str | None = None) -> PrepackedLinear:
+def fuse_norms(layers: list[nn.Module]) -> None:
+    """Replace the norms in *layers* that are root mean square norms, as their values show."""
+    for layer in layers:
+        for path, module in list(layer.named_modules()):
+            if (fused := _fused_norm(module)) is not None:
+                layer.set_submodule(path, fused)
+
+
+def _fused_norm(module: nn.Module) -> FusedNorm | None:
+    weight = getattr(module, "weight", None)
+    eps = getattr(module, "variance_epsilon", None)
+    if (
+        not isinstance(weight, torch.Tensor)
+        or not isinstance(eps, float)
+        or weight.ndim != 1
+        or weight.device.type != "cpu"
+        or weight.dtype not in TOLERANCE
+    ):
+        return None
+    random = torch.Generator("cpu").manual_seed(0)
+    states = torch.randn(1, 3, len(weight), generator=random, device="cpu").to(weight.dtype)
+    fused = FusedNorm(weight, eps)
+    with torch.inference_mode():
+        expected = module(states)
+        same = torch.allclose(
+            fused(states).float(),
+            expected.float(),
+            rtol=TOLERANCE[weight.dtype],
+            atol=TOLERANCE[weight.dtype] * float(expected.float().abs().max()),
+        )
+    return fused if same else None
+
+
+def _prepacked(module: nn.Linear, *, activation: str | None = None) -> PrepackedLinear:
     bias: torch.Tensor | None = module.bias
     return PrepackedLinear(
-        module.weight.detach(), None if bias is None else bias.detach(), gelu=gelu
+        module.weight.detach(), None if bias is None else bias.detach(), activation=activation
     )
 
 
@@ -114,10 +176,13 @@ def _works(dtype: torch.dtype) -> bool:
     )
     weight /= 8
     with torch.inference_mode():
-        expected = gelu(linear(states.float(), weight.float(), bias.float()))
-        try:
-            found = PrepackedLinear(weight, bias, gelu="none")(states)
-        # Missing names are AttributeError; what a build refuses is RuntimeError.
-        except (AttributeError, RuntimeError):
-            return False
-    return bool((found.float() - expected).abs().max() < TOLERANCE[dtype])
+        plain = linear(states.float(), weight.float(), bias.float())
+        for kind, fused in FUSED.items():
+            try:
+                found = PrepackedLinear(weight, bias, activation=kind)(states)
+            # Missing names are AttributeError; what a build refuses is RuntimeError.
+            except (AttributeError, RuntimeError):
+                return False
+            if (found.float() - fused.function(plain)).abs().max() >= TOLERANCE[dtype]:
+                return False
+    return True

@@ -219,7 +219,7 @@ class _Shape:
             heads=heads,
             key_heads=_first(config, "num_key_value_heads") or heads,
             head=_first(config, "head_dim") or math.ceil(hidden / heads),
-            gated=layout is None or layout.causal or layout.gelu is None,
+            gated=layout is None or layout.causal or layout.activation is None,
             windowed=bool(_first(config, "local_attention")),
         )
 

@@ -17,7 +17,7 @@ from rerank_plugins.models.settings import first_position, pad_id
 from rerank_plugins.scorers.torch.hardware import torch_dtype
 from rerank_plugins.scorers.torch.head import widen_head
 from rerank_plugins.scorers.torch.language import AnsweringModel, read_answers
-from rerank_plugins.scorers.torch.linear import prepack
+from rerank_plugins.scorers.torch.linear import fuse_norms, prepack
 from rerank_plugins.scorers.torch.loading import CROSS_ENCODER, LANGUAGE_MODEL, load_model
 from rerank_plugins.scorers.torch.packed import PackedExecution, find_layers
 from rerank_plugins.scorers.torch.padded import PaddedExecution
@@ -114,7 +114,9 @@ def _make_ready(
             widen_head(backbone, layout, files)
         torch.nn.Module.to(model, device)
         if layout is not None:
-            prepack(find_layers(backbone, layout), layout)
+            layers = find_layers(backbone, layout)
+            prepack(layers, layout)
+            fuse_norms(layers)
             if layout.packed:
                 execution = PackedExecution(
                     model, backbone, layout, first_position=first_position, segments=segments

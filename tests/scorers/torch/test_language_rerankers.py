@@ -12,7 +12,7 @@ from rerank_plugins import Reranker
 from rerank_plugins.cli import main
 from rerank_plugins.text.normalization import normalize_text
 from tests.language_cards import ModelCard
-from tests.tiny_language_models import make_language_pairs
+from tests.tiny_language_models import make_language_pairs, write_language_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 TOLERANCE = 1e-4
 QUERY = "where is the cat"
+TOLD = "find the cat on the mat"
 DOCUMENTS = [text for _, text in make_language_pairs(90, longest=90) if text.strip()]
 EXACT = {"backend": "torch", "device": "cpu", "precision": "fp32", "normalizer": None}
 FAMILIES = {
@@ -140,3 +141,110 @@ def test_the_command_line_gives_the_logits_of_the_card(
     ranked = json.loads(capsys.readouterr().out)["documents"]
     assert len(ranked) == len(clean) > 50
     assert_close([d["logit"] for d in ranked], expected[[clean[d["index"]] for d in ranked]])
+
+
+def test_an_instruction_by_setting_or_by_call_is_that_of_the_card(
+    language_folder: Callable[..., Path],
+) -> None:
+    """And each instruction has answers of its own in the cache."""
+    folder = str(language_folder("qwen3"))
+    pairs = [(QUERY, document) for document in DOCUMENTS[::6]]
+    card = ModelCard(language_folder("qwen3"), "qwen3-reranker", max_length=512).logits(pairs)
+    told = ModelCard(
+        language_folder("qwen3"), "qwen3-reranker", instruction=TOLD, max_length=512
+    ).logits(pairs)
+
+    with (
+        Reranker(folder, activation="logit", **EXACT) as plain,
+        Reranker(folder, activation="logit", instruction=TOLD, **EXACT) as set_to,
+    ):
+        assert_close(plain.score(pairs), card)
+        assert_close(plain.score(pairs, instruction=TOLD), told)
+        assert_close(set_to.score(pairs), told)
+        (stats,) = plain.stats().values()
+        assert set_to.stats() == plain.stats()
+        assert stats.pairs_scored == 2 * len(pairs)
+        assert stats.cache_hits == len(pairs)
+    assert np.abs(card - told).max() > 0.1
+
+
+def test_both_doors_take_the_instruction(language_folder: Callable[..., Path]) -> None:
+    pytest.importorskip("langchain_core")
+    pytest.importorskip("llama_index.core")
+    from langchain_core.documents import Document
+    from llama_index.core.schema import NodeWithScore, TextNode
+
+    from rerank_plugins.langchain import RerankCompressor
+    from rerank_plugins.llama_index import RerankPostprocessor
+
+    folder, texts = language_folder("qwen3"), DOCUMENTS[:8]
+    settings = {"model": str(folder), "instruction": TOLD, "activation": "logit", **EXACT}
+    card = ModelCard(folder, "qwen3-reranker", instruction=TOLD, max_length=512)
+    told = sorted(card.logits([(QUERY, text) for text in texts]), reverse=True)
+
+    documents = RerankCompressor(top_n=None, **settings).compress_documents(
+        [Document(page_content=text) for text in texts], QUERY
+    )
+    nodes = RerankPostprocessor(top_n=None, **settings).postprocess_nodes(
+        [NodeWithScore(node=TextNode(text=text)) for text in texts], query_str=QUERY
+    )
+
+    assert_close([d.metadata["relevance_score"] for d in documents], np.array(told))
+    assert_close([node.get_score() for node in nodes], np.array(told))
+
+
+def test_the_command_line_takes_family_and_instruction(
+    tmp_path: Path, language_folder: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "a.txt").write_text("the cat sat on the mat")
+    flags = ["--backend", "torch", "--device", "cpu", "--precision", "fp32", "--json"]
+    model = ["--model", str(language_folder("qwen3")), "--family", "mxbai-rerank-v2"]
+
+    code = main(["rank", QUERY, str(tmp_path / "a.txt"), *model, *flags, "--instruction", TOLD])
+
+    assert code == 0
+    (found,) = json.loads(capsys.readouterr().out)["documents"]
+    card = ModelCard(language_folder("qwen3"), "mxbai-rerank-v2", instruction=TOLD, max_length=400)
+    assert_close(found["logit"], card.logits([(QUERY, "the cat sat on the mat")])[0])
+
+
+@pytest.mark.parametrize("name", ["qwen3", "gemma"])
+@pytest.mark.parametrize("score", ["max", "mean"])
+def test_windows_give_what_truncation_gives_where_a_document_fits_and_all_of_it_where_not(
+    name: str, score: str, language_folder: Callable[..., Path]
+) -> None:
+    folder = str(language_folder(name))
+    short, long = "the dog sat", " ".join(["cat", "dog", "river", "bank"] * 60)
+    settings = {"activation": "logit", "max_length": 200, **EXACT}
+    windows = {"long_documents": "window", "window_overlap": 8, "window_score": score}
+
+    with Reranker(folder, **settings) as cut, Reranker(folder, **windows, **settings) as whole:
+        (fits,) = whole.rank(QUERY, [short])
+        (beyond,) = whole.rank(QUERY, [long])
+        assert fits.logit == cut.rank(QUERY, [short])[0].logit
+        assert fits.window is None
+        assert cut.rank(QUERY, [long])[0].truncated
+        assert not beyond.truncated
+        assert beyond.window is not None
+        part = long[beyond.window.start : beyond.window.end].strip()
+        (best,) = cut.rank(QUERY, [part])
+
+    assert beyond.window.count > 1
+    if score == "max":
+        assert_close(beyond.logit, np.array(best.logit))
+    else:
+        assert beyond.logit < best.logit
+
+
+@pytest.mark.parametrize("precision", ["int8", "int4"])
+def test_weights_of_fewer_bits_rank_nearly_alike(
+    precision: str, tmp_path: Path, reranker: Reranker, expected: np.ndarray
+) -> None:
+    write_language_model(tmp_path, "qwen3")
+    settings = {**EXACT, "precision": precision, "activation": "logit"}
+
+    with Reranker(str(tmp_path), **settings) as rounded:
+        found = np.array(rounded.score([(QUERY, document) for document in DOCUMENTS]))
+
+    drift = np.abs(found - expected)
+    assert 0 < drift.mean() < (0.1 if precision == "int8" else 1.0)

@@ -6,6 +6,7 @@ import gc
 import json
 import sys
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING
 
 import pytest
@@ -229,7 +230,7 @@ def test_a_large_weight_is_read_in_pieces_to_the_same_numbers(
     assert found == pytest.approx(expected, rel=0, abs=1e-4)
 
 
-@pytest.mark.parametrize("kind", linear.GELUS)
+@pytest.mark.parametrize("kind", linear.FUSED)
 @pytest.mark.parametrize("rows", [1, 5, 2100])
 @pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-5), (torch.bfloat16, 2e-2)])
 def test_a_prepacked_layer_computes_what_torch_computes(
@@ -243,40 +244,46 @@ def test_a_prepacked_layer_computes_what_torch_computes(
 
     with torch.inference_mode():
         plain = linear.PrepackedLinear(weight, bias)(states)
-        with_gelu = linear.PrepackedLinear(weight, bias, gelu=kind)(states)
+        fused = linear.PrepackedLinear(weight, bias, activation=kind)(states)
 
     assert plain.dtype is dtype
     assert (plain.float() - exact).abs().max() < bound
-    expected = nn.functional.gelu(exact, approximate=kind)
-    assert (with_gelu.float() - expected).abs().max() < bound
+    functions = {
+        "gelu": nn.functional.gelu,
+        "gelu_tanh": partial(nn.functional.gelu, approximate="tanh"),
+        "silu": nn.functional.silu,
+    }
+    assert (fused.float() - functions[kind](exact)).abs().max() < bound
 
 
 def prepacked(scorer: TorchScorer) -> dict[str, str | None]:
-    """Return the prepacked modules of a scorer's model, and which GELU goes with each."""
+    """Return the prepacked modules of a scorer's model, and the activation of each."""
     modules = scorer._execution._model.named_modules()  # type: ignore[union-attr]
     return {
-        path: module.gelu for path, module in modules if isinstance(module, linear.PrepackedLinear)
+        path: module.activation
+        for path, module in modules
+        if isinstance(module, linear.PrepackedLinear)
     }
 
 
 @pytest.mark.parametrize(
-    ("name", "config", "gelus"),
+    ("name", "config", "activations"),
     [
-        ("bert", {}, ["none"] * 3),
-        ("distilbert", {}, ["none"] * 3),
-        ("albert", {"hidden_act": "gelu_new"}, ["tanh"]),
+        ("bert", {}, ["gelu"] * 3),
+        ("distilbert", {}, ["gelu"] * 3),
+        ("albert", {"hidden_act": "gelu_new"}, ["gelu_tanh"]),
         ("bert", {"hidden_act": "quick_gelu"}, []),
         ("bert", {"hidden_act": "relu"}, []),
         ("bert", {"hidden_act": "gelu_10"}, []),
         ("modernbert cls", {}, []),
-        ("deberta-v2", {}, ["none"] * 3),
-        ("mpnet", {}, ["none"] * 3),
+        ("deberta-v2", {}, ["gelu"] * 3),
+        ("mpnet", {}, ["gelu"] * 3),
     ],
 )
-def test_the_layers_are_prepacked_with_the_gelu_that_follows(
+def test_the_layers_are_prepacked_with_the_activation_that_follows(
     name: str,
     config: dict[str, str],
-    gelus: list[str],
+    activations: list[str],
     tmp_path: Path,
     open_torch: Callable[..., TorchScorer],
 ) -> None:
@@ -286,7 +293,47 @@ def test_the_layers_are_prepacked_with_the_gelu_that_follows(
 
     assert found
     assert not any("classifier" in path or "pooler" in path for path in found)
-    assert [kind for kind in found.values() if kind is not None] == gelus
+    assert [kind for kind in found.values() if kind is not None] == activations
+
+
+@pytest.mark.parametrize(
+    ("name", "kind", "norms"),
+    [("qwen3", "silu", 12), ("llama", "silu", 6), ("gemma", "gelu_tanh", 0)],
+)
+def test_a_language_model_has_its_gates_and_norms_fused(
+    name: str, kind: str, norms: int, language_folder: Callable[..., Path]
+) -> None:
+    """Gemma's norms scale by 1 + weight, and stay."""
+    scorer = open_exact(language_folder(name), family="qwen3-reranker", max_length=400)
+
+    gates = {path: kind for path, kind in prepacked(scorer).items() if "gate_proj" in path}
+    fused = [
+        path
+        for path, module in scorer._execution._model.named_modules()  # type: ignore[union-attr]
+        if isinstance(module, linear.FusedNorm)
+    ]
+    scorer.close()
+
+    assert set(gates.values()) == {kind}
+    assert len(gates) == 3
+    assert len(fused) == norms
+
+
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-6), (torch.bfloat16, 2e-2)])
+def test_a_fused_norm_computes_what_the_model_does(dtype: torch.dtype, bound: float) -> None:
+    from transformers.models.qwen3.modeling_qwen3 import Qwen3RMSNorm
+
+    random = torch.Generator().manual_seed(1)
+    norm = Qwen3RMSNorm(64, eps=1e-5).to(dtype)
+    states = 30 * torch.randn(1, 7, 64, generator=random).to(dtype)
+    with torch.inference_mode():
+        norm.weight.copy_(torch.randn(64, generator=random))
+        layer = nn.ModuleDict({"norm": norm, "other": nn.LayerNorm(64)})
+        linear.fuse_norms([layer])
+
+        assert isinstance(layer["norm"], linear.FusedNorm)
+        assert isinstance(layer["other"], nn.LayerNorm)
+        assert (layer["norm"](states) - norm(states)).abs().max() < bound * 4
 
 
 def test_layers_stay_as_they_are_where_torch_lacks_the_operators(
