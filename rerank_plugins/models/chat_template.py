@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from itertools import takewhile
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from rerank_plugins.errors import MissingExtraError, ModelLoadError
 from rerank_plugins.models.families import DOCUMENT, INSTRUCTION, QUERY, Family
@@ -27,14 +27,18 @@ PLACES: Final = {"system": INSTRUCTION, "query": QUERY, "document": DOCUMENT}
 
 
 def has_pair_roles(files: ModelFiles) -> bool:
-    """Whether the model has a chat template that speaks of queries and documents."""
+    """Whether the model has a chat template of queries and documents, and a score of its answers.
+
+    sentence-transformers saves both; a template alone may be one for chats about documents.
+    """
     template = _template(files)
-    return template is not None and all(role in template for role in ("query", "document"))
+    scored = any(_kind(module) == "LogitScore" for module in _modules(files))
+    return scored and template is not None and all(r in template for r in ("query", "document"))
 
 
 def is_embedding_model(files: ModelFiles) -> bool:
     """Whether sentence-transformers saved it with a pooling of its states, and no score."""
-    kinds = [str(module.get("type", "")).rpartition(".")[2] for module in _modules(files)]
+    kinds = [_kind(module) for module in _modules(files)]
     return "Pooling" in kinds and "LogitScore" not in kinds
 
 
@@ -68,6 +72,10 @@ def read_family(files: ModelFiles, base: Family | None) -> Family:
                 "once, from a message of that role; leave family out, or name another",
             )
     yes, no = _answers(files, base)
+    saved = _settings(files, "config_sentence_transformers.json")
+    prompts, named = saved.get("prompts"), saved.get("default_prompt_name")
+    if INSTRUCTION in text and isinstance(prompts, dict) and isinstance(prompts.get(named), str):
+        instruction = prompts[named]
     try:
         return Family(
             name="chat-template",
@@ -76,6 +84,9 @@ def read_family(files: ModelFiles, base: Family | None) -> Family:
             no=no,
             instruction=instruction,
             instruction_form=form,
+            activation=_activation(files, saved.get("activation_fn")),
+            # sentence-transformers cuts the whole string, and puts its end back.
+            query_share=1,
             max_length=base.max_length if base is not None else None,
         )
     except ValueError as exc:
@@ -84,8 +95,11 @@ def read_family(files: ModelFiles, base: Family | None) -> Family:
 
 def _template(files: ModelFiles) -> str | None:
     path = files.folder / TEMPLATE_FILE
-    if path.is_file():
-        return path.read_text(encoding="utf-8")
+    try:
+        if path.is_file():
+            return path.read_text(encoding="utf-8")
+    except ValueError as exc:
+        raise ModelLoadError(files.name, f"{TEMPLATE_FILE} is no UTF-8 text: {exc}") from exc
     found = files.tokenizer_config.get("chat_template")
     return found if isinstance(found, str) else None
 
@@ -111,10 +125,13 @@ def _render(files: ModelFiles, template: str, roles: tuple[str, ...]) -> str:
     special = {
         name: value for name, value in files.tokenizer_config.items() if name.endswith("_token")
     }
+    saved = _settings(files, "sentence_bert_config.json").get("processing_kwargs")
+    options = saved.get("chat_template") if isinstance(saved, dict) else None
+    options = options if isinstance(options, dict) else {}
     messages = [{"role": role, "content": PLACES[role]} for role in roles]
     try:
         return sandbox.from_string(template).render(
-            messages=messages, add_generation_prompt=False, **special
+            **{"messages": messages, "add_generation_prompt": False, **special, **options}
         )
     # A template of strangers may do anything that an expression can.
     except Exception as exc:
@@ -141,6 +158,17 @@ def _instruction(asked: str, told: str) -> tuple[str, str, str]:
     return form, instead, f"{told[:start]}{INSTRUCTION}{told[len(told) - end :]}"
 
 
+def _activation(files: ModelFiles, saved: object) -> Literal["sigmoid", "logit"]:
+    match str(saved).rpartition(".")[2].removesuffix("()"):
+        case "None" | "Sigmoid":
+            return "sigmoid"
+        case "Identity":
+            return "logit"
+    raise ModelLoadError(
+        files.name, f"its config_sentence_transformers.json names the activation {saved!r}"
+    )
+
+
 def _agreeing(one: str, other: str) -> int:
     """Return how many characters both texts begin with."""
     return sum(1 for _ in takewhile(lambda two: two[0] == two[1], zip(one, other, strict=False)))
@@ -148,7 +176,7 @@ def _agreeing(one: str, other: str) -> int:
 
 def _answers(files: ModelFiles, base: Family | None) -> tuple[str | int, str | int | None]:
     for module in _modules(files):
-        if str(module.get("type", "")).endswith("LogitScore"):
+        if _kind(module) == "LogitScore":
             settings = _json(files, f"{module.get('path', '')}/config.json")
             if isinstance(settings, dict) and isinstance(settings.get("true_token_id"), int):
                 no = settings.get("false_token_id")
@@ -165,6 +193,16 @@ def _answers(files: ModelFiles, base: Family | None) -> tuple[str | int, str | i
 def _modules(files: ModelFiles) -> list[Mapping[str, Any]]:
     found = _json(files, MODULES_FILE)
     return [m for m in found if isinstance(m, dict)] if isinstance(found, list) else []
+
+
+def _kind(module: Mapping[str, Any]) -> str:
+    """Return the name of a module's class, without where it lives."""
+    return str(module.get("type", "")).rpartition(".")[2]
+
+
+def _settings(files: ModelFiles, name: str) -> Mapping[str, Any]:
+    found = _json(files, name)
+    return found if isinstance(found, dict) else {}
 
 
 def _json(files: ModelFiles, name: str) -> object:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, NamedTuple
 
 from rerank_plugins.errors import ModelLoadError
@@ -13,10 +12,14 @@ if TYPE_CHECKING:
     from rerank_plugins.models.families import Family
     from rerank_plugins.models.files import ModelFiles
 
-logger = logging.getLogger(__name__)
-
 CHAT_TEMPLATE = "chat-template"
 """The value of ``family`` that stands for the checkpoint's own template."""
+
+NONE = "none"
+"""The value of ``family`` that stands for a cross-encoder of two plain texts."""
+
+HEADS = ("ForCausalLM", "ForSequenceClassification")
+"""How the names in ``architectures`` end where a model has a head to answer with."""
 
 
 class ChosenFamily(NamedTuple):
@@ -42,8 +45,16 @@ def choose_family(files: ModelFiles, asked: str) -> ChosenFamily | None:
     row = family_of(kind)
     if asked == CHAT_TEMPLATE:
         return ChosenFamily(read_family(files, row), "as set")
+    if asked == NONE:
+        return None
     if asked != "auto":
         return ChosenFamily(family_named(asked), "as set")
+    if row is not None and (other := _without_head(files)):
+        raise ModelLoadError(
+            files.name,
+            f"its config.json says that it is a {other}, no language model of a kind that is known "
+            f'here; to ask it about each pair all the same, set family="{row.name}"',
+        )
     if row is not None and is_embedding_model(files):
         raise ModelLoadError(
             files.name,
@@ -55,3 +66,10 @@ def choose_family(files: ModelFiles, asked: str) -> ChosenFamily | None:
     if has_pair_roles(files):
         return ChosenFamily(read_family(files, None), "its chat template has queries and documents")
     return None
+
+
+def _without_head(files: ModelFiles) -> str | None:
+    """Return the class in ``architectures`` where none has a head that could answer."""
+    listed = files.config.get("architectures")
+    names = [name for name in listed if isinstance(name, str)] if isinstance(listed, list) else []
+    return None if any(name.endswith(HEADS) for name in names) else next(iter(names), None)

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import ClassVar, Final, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, StrictInt, TypeAdapter, ValidationError
 
 from rerank_plugins.errors import ConfigError
 
@@ -35,8 +35,8 @@ class Family:
     ``{query}``, and it or a later one ``{document}``; ``{instruction}`` may stand in any. Special
     tokens in the pieces themselves are parsed."""
 
-    yes: str | int
-    no: str | int | None = None
+    yes: str | StrictInt
+    no: str | StrictInt | None = None
     """The answers, each the text of one token or its id."""
 
     instruction: str = ""
@@ -50,11 +50,15 @@ class Family:
     max_length: int | None = None
     """Longest prompt in tokens where the user names none, if not the model's own limit."""
 
-    query_share: float = 1.0
-    """The most that a query may take of the room for the texts."""
+    query_share: float = 0.75
+    """The most that a query may take of the room for the texts. With 1, one that takes it all also
+    takes what stands between it and the document, as where a reference cuts its whole string."""
 
     share_counts_before: bool = False
     """Whether that room counts the tokens before the query too."""
+
+    bos: bool = False
+    """Whether the prompt begins with what the tokenizer itself puts before a text."""
 
     model_types: tuple[str, ...] = ()
     """Values of ``model_type`` in config.json that are taken to be of this family."""
@@ -70,6 +74,8 @@ class Family:
             raise ValueError("yes must be the text of a token, and no another, or left out")
         if self.activation not in ("sigmoid", "logit"):
             raise ValueError(f'activation must be "sigmoid" or "logit", not {self.activation!r}')
+        if self.max_length is not None and self.max_length < 1:
+            raise ValueError(f"max_length must be above 0, not {self.max_length}")
         if not 0 < self.query_share <= 1:
             raise ValueError(f"query_share must be above 0 and at most 1, not {self.query_share}")
 
@@ -78,10 +84,15 @@ class Family:
         """Whether the prompt has a place for an instruction."""
         return any(INSTRUCTION in piece for piece in self.pieces)
 
-    def told(self, instruction: str | None) -> str:
-        """Return what stands for ``{instruction}`` where the user asks for *instruction*."""
-        wanted = self.instruction if instruction is None else instruction
-        return fill(self.instruction_form, instruction=wanted) if wanted else ""
+    def pieces_for(self, instruction: str | None) -> list[str]:
+        """Return the pieces with what *instruction* makes of them; its own place stays.
+
+        None leaves the family's own instruction, which is text of the template like the rest.
+        """
+        form = self.instruction_form
+        if instruction is None:
+            form = fill(form, instruction=self.instruction) if self.instruction else ""
+        return [fill(piece, instruction=form) for piece in self.pieces]
 
 
 def fill(template: str, **values: str) -> str:
@@ -110,6 +121,7 @@ FAMILIES: Final = (
         no="no",
         instruction="Given a web search query, retrieve relevant passages that answer the query",
         max_length=8192,
+        query_share=1,
         model_types=("qwen3",),
     ),
     # https://github.com/mixedbread-ai/mxbai-rerank, mxbai_rerank/mxbai_rerank_v2.py
@@ -136,7 +148,6 @@ FAMILIES: Final = (
         no="0",
         instruction_form="instruction: {instruction}\n",
         max_length=8192,
-        query_share=0.75,
         model_types=("qwen2",),
     ),
     # https://huggingface.co/BAAI/bge-reranker-v2-gemma, "Usage", "Using Huggingface transformers"
@@ -149,7 +160,6 @@ FAMILIES: Final = (
         # A single token's logit is no log-odds; the reference gives it as it is.
         activation="logit",
         max_length=1024,
-        query_share=0.75,
         share_counts_before=True,
         model_types=("gemma",),
     ),
@@ -163,6 +173,8 @@ FAMILIES: Final = (
         yes=" yes",
         no=" no",
         instruction="Judge whether the document answers the query.",
+        max_length=8192,
+        bos=True,
     ),
 )
 
@@ -180,10 +192,9 @@ def family_named(name: str) -> Family:
         if family.name == name:
             return family
     if not name.endswith(".json"):
-        known = ", ".join(f'"{family.name}"' for family in FAMILIES)
         raise ConfigError(
-            f'family: expected "auto", "chat-template", {known} or the path of a JSON file, '
-            f"got {name!r}"
+            f'family: expected "auto", "none", "chat-template", {_known()} or the path of a JSON '
+            f"file, got {name!r}"
         )
     try:
         read = json.loads(Path(name).expanduser().read_text(encoding="utf-8"))
@@ -205,12 +216,23 @@ def family_of(model_type: object) -> Family | None:
 def _from_fields(read: object, stem: str) -> Family:
     if not isinstance(read, dict):
         raise TypeError(f"it is {type(read).__name__}, not an object")
+    if "model_types" in read:
+        raise ValueError("model_types is for the rows of this package: name the file in family")
+    if "template" in read and "pieces" in read:
+        raise ValueError("template and pieces are two ways to say one thing: leave one out")
     given = {"name": stem, **read}
-    if (base := given.pop("base", None)) is not None:
-        given = {**asdict(family_named(str(base))), **given}
     if "template" in given:
         given["pieces"] = [given.pop("template")]
-    return TypeAdapter(Family).validate_python({**given, "model_types": ()})
+    if (base := given.pop("base", None)) is not None:
+        row = next((row for row in FAMILIES if row.name == base), None)
+        if row is None:
+            raise ValueError(f"base is {base!r}, and must be one of {_known()}")
+        given = {**asdict(row), "model_types": (), **given}
+    return TypeAdapter(Family).validate_python(given)
+
+
+def _known() -> str:
+    return ", ".join(f'"{family.name}"' for family in FAMILIES)
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -19,7 +19,10 @@ logger = logging.getLogger(__name__)
 TOKENIZER = "tokenizer.json"
 SETTINGS = (SETTINGS_FILE, "tokenizer_config.json", "special_tokens_map.json")
 
-PROMPT_SETTINGS = re.compile(r"chat_template\.jinja|modules\.json|[^/]*LogitScore/config\.json")
+PROMPT_SETTINGS = re.compile(
+    r"chat_template\.jinja|modules\.json|[^/]*LogitScore/config\.json|sentence_bert_config\.json|"
+    r"config_sentence_transformers\.json"
+)
 """Files that say how a language model is asked, in the layout of sentence-transformers."""
 
 UNWRITABLE = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS, errno.ENOTDIR})

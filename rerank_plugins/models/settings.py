@@ -76,7 +76,20 @@ def _positions(files: ModelFiles) -> int | None:
     positions = _integer(files, "max_position_embeddings")
     if positions is None or positions <= 0:
         return None
-    return positions - first_position(files)
+    return min(positions, _short_positions(files) or positions) - first_position(files)
+
+
+def _short_positions(files: ModelFiles) -> int | None:
+    """Return beyond which position one pair would turn all pairs of a batch by other factors.
+
+    None where positions are not of that kind (``longrope``).
+    """
+    scaled = files.config.get("rope_parameters") or files.config.get("rope_scaling")
+    if not isinstance(scaled, dict) or scaled.get("rope_type", scaled.get("type")) != "longrope":
+        return None
+    key = "original_max_position_embeddings"
+    inside = scaled.get(key)
+    return inside if isinstance(inside, int) and inside > 0 else _integer(files, key)
 
 
 def _integer(files: ModelFiles, key: str) -> int | None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import re
+from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
@@ -15,14 +16,18 @@ if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
 
 
+MARKUP: Final = re.compile(r"[<\[{|].*[>\]}|]", re.DOTALL)
+"""How markup looks: Qwen3 does not mark ``<think>`` and ``<tool_call>`` as special."""
+
+
 class TextTokenizer:
     """Tokenises texts of strangers; what it does with special tokens is settled when it is made.
 
     The tokenizer's state is set here and never touched again, which makes `encode` safe in many
     threads at once. With ``plain`` special tokens, the text of one inside a query or document
-    ("[SEP]", "</s>", "<think>") is spelled out as plain text. Added tokens that the vocabulary does
-    not hold count as special whatever their own mark says: only markup is among them, but for runs
-    of blanks.
+    ("[SEP]", "</s>", "<think>") is spelled out as plain text. What looks like markup counts as
+    special whatever its own mark says, unless the vocabulary itself holds it; words and blanks that
+    were added to a vocabulary do not.
     """
 
     def __init__(self, tokenizer: Tokenizer, special_tokens: SpecialTokens) -> None:
@@ -31,9 +36,10 @@ class TextTokenizer:
         self._tokenizer = tokenizer
         self.markup = _markup(tokenizer)
         """Ids of the special tokens, by their text."""
+        self.before_a_text = _before_a_text(tokenizer)
+        """Ids that the tokenizer itself puts before a text."""
         plain = special_tokens is SpecialTokens.PLAIN
         if plain and self.markup:
-            # ``<think>`` of Qwen3 is not marked so.
             tokenizer.add_special_tokens(list(self.markup))
         tokenizer.encode_special_tokens = plain
         self._spelling = _spell_special_tokens(tokenizer) if plain else {}
@@ -51,6 +57,19 @@ class TextTokenizer:
         """
         batch = self._tokenizer.encode_batch if offsets else self._tokenizer.encode_batch_fast
         return batch(list(texts), add_special_tokens=False)
+
+    def ids_of(self, text: str) -> list[int]:
+        """Return the ids of one text by itself."""
+        return self.ids(self.encode([text])[0]) if text else []
+
+    def parts(self, before: str, after: str) -> bool:
+        """Whether text is parted where *before* ends and *after* begins, whatever tokens it has."""
+        if self._tokenizer.pre_tokenizer is None:
+            return False
+        normalize = self._tokenizer.normalizer.normalize_str if self._tokenizer.normalizer else str
+        words = self._tokenizer.pre_tokenizer.pre_tokenize_str(normalize(before + after))
+        place = len(normalize(before))
+        return any(start == place for _, (start, _) in words)
 
     def ids(self, encoded: Encoding) -> list[int]:
         """Return the ids of an encoded text, special tokens spelled out where they are plain."""
@@ -75,8 +94,23 @@ def _markup(tokenizer: Tokenizer) -> dict[str, int]:
     return {
         token.content: token_id
         for token_id, token in tokenizer.get_added_tokens_decoder().items()
-        if token.special or (token.content.strip() and token.content not in vocabulary)
+        if token.special or (MARKUP.fullmatch(token.content) and token.content not in vocabulary)
     }
+
+
+def _before_a_text(tokenizer: Tokenizer) -> list[int]:
+    encoded = tokenizer.encode("a")
+    own = encoded.special_tokens_mask
+    return encoded.ids[: own.index(0)] if 0 in own else []
+
+
+def parsed_ids(tokenizer: Tokenizer, text: str) -> list[int]:
+    """Return the ids of *text*, special tokens parsed; before a `TextTokenizer` takes over."""
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    tokenizer.encode_special_tokens = False
+    ids: list[int] = tokenizer.encode(text, add_special_tokens=False).ids
+    return ids
 
 
 def _spell_special_tokens(tokenizer: Tokenizer) -> dict[int, tuple[int, ...]]:

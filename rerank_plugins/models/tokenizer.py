@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from rerank_plugins.errors import ConfigError, ModelLoadError, first_line
 from rerank_plugins.models.encoding import PairEncoder
-from rerank_plugins.models.prompts import PromptEncoder
+from rerank_plugins.models.prompts import NoRoomError, PromptEncoder
 from rerank_plugins.models.settings import longest_pair
 from rerank_plugins.models.windows import WindowRule
 
@@ -59,8 +59,10 @@ def open_prompt_encoder(files: ModelFiles, config: RerankConfig, family: Family)
             special_tokens=config.special_tokens,
             windows=WindowRule.of(config),
         )
-    except ConfigError:
-        raise
+    except NoRoomError as exc:
+        if config.max_length is not None:
+            raise ConfigError(str(exc)) from exc
+        raise ModelLoadError(files.name, f"it takes too few tokens: {exc}") from exc
     # The tokenizers library raises plain Exception.
     except Exception as exc:
         raise ModelLoadError(

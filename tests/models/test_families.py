@@ -71,7 +71,12 @@ def test_a_file_changes_what_it_says_of_a_row(tmp_path: Path) -> None:
         ({**OWN, "query_share": 1.5}, "query_share must be above 0"),
         ({**OWN, "max_length": "long"}, "max_length: "),
         ({**OWN, "sufix": "x"}, "sufix: unknown; known are name, pieces"),
-        ({**OWN, "base": "qwen"}, 'family: expected "auto"'),
+        ({**OWN, "base": "qwen"}, 'base is .qwen., and must be one of "qwen3-reranker"'),
+        ({**OWN, "base": "mine.json"}, "base is .mine.json., and must be"),
+        ({**OWN, "pieces": ["{query}{document}"]}, "template and pieces are two ways"),
+        ({**OWN, "model_types": ["llama"]}, "model_types is for the rows"),
+        ({**OWN, "max_length": 0}, "max_length must be above 0"),
+        ({**OWN, "yes": True}, "yes.*: Input should be a valid"),
     ],
 )
 def test_a_wrong_file_says_what_is_wrong(row: object, expected: str, tmp_path: Path) -> None:
@@ -125,3 +130,38 @@ def test_an_embedding_model_is_no_reranker_unless_it_is_asked_as_one(tmp_path: P
     with pytest.raises(ModelLoadError, match=r'an embedding model.*family="qwen3-reranker"'):
         choose_family(found, "auto")
     assert choose_family(found, "qwen3-reranker") is not None
+
+
+@pytest.mark.parametrize(
+    ("architectures", "refused"),
+    [
+        (["Qwen3ForCausalLM"], False),
+        (["Qwen3ForSequenceClassification"], False),
+        (None, False),
+        (["JinaForRanking"], True),
+        (["Qwen3Model"], True),
+        (["Qwen3ForTokenClassification"], True),
+    ],
+)
+def test_a_model_of_another_head_is_not_asked_by_itself(
+    architectures: list[str] | None, refused: bool, tmp_path: Path
+) -> None:
+    """jina-reranker-v3, a listwise model, has Qwen3's model_type."""
+    found = files(tmp_path, {"model_type": "qwen3", "architectures": architectures})
+
+    assert choose_family(found, "qwen3-reranker") is not None
+    if refused:
+        with pytest.raises(ModelLoadError, match=f"it is a {architectures and architectures[0]}"):
+            choose_family(found, "auto")
+    else:
+        assert choose_family(found, "auto") is not None
+
+
+def test_none_stands_for_a_cross_encoder(tmp_path: Path) -> None:
+    assert choose_family(files(tmp_path, {"model_type": "qwen3"}), "none") is None
+
+
+def test_a_template_about_documents_does_not_make_a_reranker(tmp_path: Path) -> None:
+    (tmp_path / "chat_template.jinja").write_text("{# documents for the query #} {{ messages }}")
+
+    assert choose_family(files(tmp_path, {"model_type": "llama"}), "auto") is None

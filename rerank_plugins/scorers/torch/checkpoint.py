@@ -66,7 +66,11 @@ def tensor_places(weights: Sequence[Path]) -> dict[str, Path]:
 
 
 def read_rows(path: Path, name: str, rows: Sequence[int] | None = None) -> torch.Tensor:
-    """Return *rows* of a tensor, all where None, in float32; no other is read of safetensors."""
+    """Return *rows* of a tensor, all where None, in float32; no other is read of safetensors.
+
+    Raises:
+        IndexError: it has no such row.
+    """
     if path.suffix != ".safetensors":
         saved = _unpickled(path)[name]
         return (saved if rows is None else saved[list(rows)]).float()
@@ -75,6 +79,8 @@ def read_rows(path: Path, name: str, rows: Sequence[int] | None = None) -> torch
             whole: torch.Tensor = file.get_tensor(name)
             return whole.to(torch.float32, copy=True)
         view = file.get_slice(name)
+        if not all(0 <= row < view.get_shape()[0] for row in rows):
+            raise IndexError(f"{name} has {view.get_shape()[0]} rows")
         return torch.cat([view[row : row + 1] for row in rows]).to(torch.float32, copy=True)
 
 

@@ -106,7 +106,12 @@ def read_answers(files: ModelFiles, config: PretrainedConfig, answers: Sequence[
             files.name, f"it is {what}, without {' or '.join(wanted)} to read answers with"
         )
     ids = list(reversed(answers))
-    rows = read_rows(places[name], name, ids)
+    try:
+        rows = read_rows(places[name], name, ids)
+    except IndexError as exc:
+        raise ModelLoadError(
+            files.name, f"its vocabulary has no token of the ids {ids} that its family answers with"
+        ) from exc
     return AnswerHead(rows, _bias(places, "lm_head.bias", ids), cap=cap, scale=scale)
 
 

@@ -69,6 +69,12 @@ def load_model(
         ModelLoadError: it is not of that *kind*, needs code of its own, or its weights do not fit.
     """
     is_known = files.config.get("model_type") in kind.known
+    if kind is LANGUAGE_MODEL and not is_known:
+        raise ModelLoadError(
+            files.name,
+            f"transformers {transformers_version} has no language model of model_type "
+            f"{files.config.get('model_type')!r}, and code of a model's own is not run for one",
+        )
     if needs_remote_code(files.config) and not trust_remote_code and not is_known:
         raise ModelLoadError(
             files.name,

@@ -30,7 +30,6 @@ EXACT: dict[str, Any] = {
     "precision": "fp32",
     "normalizer": None,
     "activation": "logit",
-    "special_tokens": "parse",
 }
 OWN = (
     "{% for message in messages if message.role == 'system' %}"
@@ -162,3 +161,27 @@ def test_the_answers_of_a_model_without_any_are_those_of_its_row(tmp_path: Path)
     (folder / "modules.json").write_text(json.dumps([]))
 
     np.testing.assert_array_equal(scores(folder, family="chat-template"), with_ids)
+
+
+def test_the_prompt_the_options_and_the_activation_that_were_saved_are_taken(
+    tmp_path: Path,
+) -> None:
+    """All of it is what sentence-transformers does with the checkpoint."""
+    ending = "{% if add_generation_prompt %}The answer is:{% endif %}"
+    folder = write(tmp_path, "llama", OWN + ending, prompts={"default": "find the river"})
+    settings = json.loads((folder / "sentence_bert_config.json").read_text())
+    settings["processing_kwargs"] = {"chat_template": {"add_generation_prompt": True}}
+    (folder / "sentence_bert_config.json").write_text(json.dumps(settings))
+    expected = sentence_transformers_logits(folder, PAIRS)
+
+    found = scores(folder, activation="auto")  # saved as Identity
+
+    np.testing.assert_allclose(found, expected, rtol=0, atol=TOLERANCE)
+
+
+def test_a_template_that_is_no_text_says_so(tmp_path: Path) -> None:
+    folder = write(tmp_path, "llama", OWN)
+    (folder / "chat_template.jinja").write_bytes(b"\xff\xfe")
+
+    with Reranker(str(folder), **EXACT) as reranker, pytest.raises(ModelLoadError, match="UTF-8"):
+        reranker.warmup()

