@@ -149,11 +149,20 @@ def _attend_by_products(
     count, heads, queries, size = query.shape
     scale = size**-0.5 if scale is None else scale
     shared = heads // key.shape[1]
-    rows = (query * scale).reshape(count, -1, shared * queries, size)
-    weights = torch.matmul(rows, key.transpose(-1, -2))  # (count, key heads, rows, keys)
-    if mask is not None:
-        by_query = weights.view(count, -1, shared, queries, weights.shape[-1])
-        by_query[..., -mask.shape[1] :].masked_fill_(~mask, -torch.inf)
+    if mask is None:
+        rows = (query * scale).reshape(count, -1, shared * queries, size)
+        weights = torch.matmul(rows, key.transpose(-1, -2))  # (count, key heads, rows, keys)
+    else:
+        rows = query.reshape(-1, shared * queries, size)
+        # Added in the product itself: a pass over all weights less.
+        hidden = query.new_zeros(queries, key.shape[2])
+        hidden[:, -mask.shape[1] :].masked_fill_(~mask, -torch.inf)
+        weights = torch.baddbmm(
+            hidden.repeat(shared, 1).expand(len(rows), -1, -1),
+            rows,
+            key.reshape(len(rows), -1, size).transpose(-1, -2),
+            alpha=scale,
+        ).view(count, -1, shared * queries, key.shape[2])
     return torch.matmul(weights.softmax(-1), value).view(count, heads, queries, -1)
 
 
