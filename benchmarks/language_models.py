@@ -54,6 +54,11 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--precision", default="bf16", help="of all engines: fp32, bf16 or fp16")
     parser.add_argument("--documents", type=int, default=50)
     parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument(
+        "--peer-sizes",
+        default=",".join(map(str, PEER_SIZES)),
+        help="batch sizes that a peer may choose its best of, ascending",
+    )
     parser.add_argument("--as-written", action="store_true", help="peers at their own batch too")
     parser.add_argument("--folder", type=Path, help="where the models are kept between runs")
     parser.add_argument("--output", type=Path, help="write the tables there too")
@@ -139,7 +144,8 @@ def _measure(task: Task, found: dict[str, int | None], arguments: argparse.Names
     say(f"reference in float32: {seconds:.1f} s")
     engines = names_of(arguments.engines)
     for engine in engines:
-        found[engine] = _best_size(engine, task, found.get(engine))
+        sizes = SIZES.get(engine) or tuple(map(int, names_of(arguments.peer_sizes)))
+        found[engine] = _best_size(engine, sizes, task, found.get(engine))
     rows = [(engine, found[engine]) for engine in engines]
     if arguments.as_written:
         rows += [(engine, AS_WRITTEN[engine]) for engine in engines if engine in AS_WRITTEN]
@@ -153,9 +159,10 @@ def _measure(task: Task, found: dict[str, int | None], arguments: argparse.Names
     return f"{task.text} Logits spread by {spread:.1f}.\n\n{table(runs, reference)}"
 
 
-def _best_size(engine: str, task: Task, known: int | None) -> int | None:
-    """Return the fastest batch size; near *known*, if a task before this one found that."""
-    sizes = SIZES.get(engine, PEER_SIZES)
+def _best_size(
+    engine: str, sizes: tuple[int | None, ...], task: Task, known: int | None
+) -> int | None:
+    """Return the fastest of *sizes*; near *known*, if a task before this one found that."""
     if known is not None:
         sizes = tuple(size for size in sizes if known // 2 <= (size or 0) <= 2 * known)
     if len(sizes) == 1:
