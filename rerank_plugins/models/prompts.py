@@ -6,7 +6,6 @@ document as one string, they are tokenised apart only as far as the string's tok
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field, replace
 from hashlib import blake2b
 from itertools import takewhile
@@ -23,7 +22,8 @@ from rerank_plugins.models.encoding import (
     TokenPair,
     cut_longest_first,
 )
-from rerank_plugins.models.families import DOCUMENT, INSTRUCTION, QUERY, fill
+from rerank_plugins.models.families import INSTRUCTION, fill
+from rerank_plugins.models.frames import Form, Frame, Part
 from rerank_plugins.models.special_tokens import TextTokenizer, parsed_ids
 from rerank_plugins.models.token_cache import TokenCache, Tokens
 from rerank_plugins.models.windows import WindowedPair, in_windows
@@ -40,71 +40,11 @@ if TYPE_CHECKING:
 SEAM_CHARACTERS: Final = 64
 """How much of a document is looked at to see whether a token crosses its beginning."""
 
-SEAM_PROBES: Final = ("a", "A1", "1", "\n", "  ", ".", "(", "'s", "中", "é", "\u0301", "\U0001f600")
-"""Beginnings of documents that a tokenizer is tried on."""
-
 SAMPLE: Final = {"query": "a", "document": "b", "instruction": "c"}
 """Texts that a tokenizer is tried with."""
 
 OTHER_SHARE: Final = 0.75
 """The most that a query takes of the room with ``only_second`` where its family knows no bound."""
-
-
-class Part(NamedTuple):
-    """A stretch of a prompt: text that is tokenised at once, or the id of a special token."""
-
-    text: str
-    token_id: int | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class Frame:
-    """A family's prompt, split at special tokens and at its places.
-
-    The document is tokenised as ``lead document trail``. With *together*, the reference tokenises
-    that as one string with the query's text, *query*.
-    """
-
-    before: tuple[Part, ...]
-    query: str
-    between: tuple[Part, ...]
-    together: bool
-    lead: str
-    trail: str
-    after: tuple[Part, ...]
-
-    @classmethod
-    def of(cls, pieces: Sequence[str], markup: dict[str, int]) -> Frame:
-        """Split the *pieces* of a prompt; *markup* are the ids of special tokens by text."""
-        parts = [part for piece in pieces for part in _split(piece, markup)]
-        asks = next(i for i, part in enumerate(parts) if QUERY in part.text)
-        shows = next(i for i, part in enumerate(parts) if DOCUMENT in part.text)
-        stem, trail = parts[shows].text.split(DOCUMENT)
-        together = asks == shows
-        # Blanks before a word are part of its token.
-        cut = len(stem.rstrip()) if together else 0
-        return cls(
-            before=tuple(parts[:asks]),
-            query=stem[:cut] if together else parts[asks].text,
-            between=tuple(parts[asks + 1 : shows]),
-            together=together,
-            lead=stem[cut:],
-            trail=trail,
-            after=tuple(parts[shows + 1 :]),
-        )
-
-    @property
-    def stem(self) -> str:
-        """What stands between a query and its document in one string, blanks left out."""
-        return self.query.rpartition(QUERY)[2] if self.together else ""
-
-
-def _split(piece: str, markup: dict[str, int]) -> list[Part]:
-    if not markup:
-        return [Part(piece)]
-    longest_first = sorted(markup, key=len, reverse=True)
-    texts = re.split(f"({'|'.join(map(re.escape, longest_first))})", piece)
-    return [Part(text, markup.get(text)) for text in texts if text]
 
 
 class _Document(NamedTuple):
@@ -150,16 +90,6 @@ class _Asked:
         return self.prefixes[kept]
 
 
-class _Form:
-    """A prompt with an instruction, or without one, and how its tokenizer takes it."""
-
-    def __init__(self, tokenizer: TextTokenizer, pieces: Sequence[str], *, bos: bool) -> None:
-        self.frame = Frame.of(pieces, tokenizer.markup)
-        self.bos = tokenizer.before_a_text if bos else []
-        self.parts_at_seam = _parts_at_seam(tokenizer, self.frame)
-        self.stem = tokenizer.ids_of(self.frame.stem)
-
-
 class NoRoomError(ValueError):
     """A prompt takes all the tokens that it may have, and leaves none for its texts."""
 
@@ -193,7 +123,7 @@ class PromptEncoder:
         forms = family.pieces_for(None), family.pieces_for(INSTRUCTION)
         whole = [[parsed_ids(tokenizer, fill(p, **SAMPLE)) for p in pieces] for pieces in forms]
         self._tokenizer = TextTokenizer(tokenizer, special_tokens)
-        self._own, self._told = (_Form(self._tokenizer, f, bos=family.bos) for f in forms)
+        self._own, self._told = (Form(self._tokenizer, f, bos=family.bos) for f in forms)
         self._documents = TokenCache(TOKEN_CACHE_BYTES)
         taken = self._ask("", None)
         if max_length < taken.fixed + len(taken.query) + LEAST_ROOM:
@@ -319,7 +249,7 @@ class PromptEncoder:
             )
         return ids[0]
 
-    def _tokens(self, form: _Form, texts: Sequence[str], lead: int) -> list[Tokens | None]:
+    def _tokens(self, form: Form, texts: Sequence[str], lead: int) -> list[Tokens | None]:
         """Tokenise documents by themselves; None where a token crosses a document's beginning.
 
         Each text has *lead* characters before its document.
@@ -414,16 +344,3 @@ def _pair_of(
 
 def _array(ids: Sequence[int]) -> NDArray[np.int32]:
     return np.array(ids, np.int32)
-
-
-def _parts_at_seam(tokenizer: TextTokenizer, frame: Frame) -> bool:
-    """Whether *tokenizer* parts text where a document begins, before it looks for tokens.
-
-    One that does not, as those of SentencePiece, may join anything to anything.
-    """
-    stem = frame.stem
-    if not frame.together:
-        return True
-    if not stem or INSTRUCTION in stem:
-        return False
-    return all(tokenizer.parts(stem, frame.lead + probe) for probe in SEAM_PROBES)
