@@ -9,6 +9,8 @@ import threading
 import weakref
 from dataclasses import dataclass
 from functools import partial
+from hashlib import blake2b
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rerank_plugins.config import LEXICAL, Backend
@@ -179,11 +181,17 @@ class Leases:
                 )
         else:
             if model != config.model:
-                # These two speak of the model that was configured, not of one it routes to.
+                # These speak of the model that was configured, not of one it routes to.
                 config = config.model_copy(
-                    update={"model": model, "backend": Backend.AUTO, "revision": None}
+                    update={
+                        "model": model,
+                        "backend": Backend.AUTO,
+                        "revision": None,
+                        "family": "auto",
+                    }
                 )
-            key = (model, *(getattr(config, name) for name in _ENGINE_SETTINGS))
+            settings_of_it = (getattr(config, name) for name in _ENGINE_SETTINGS)
+            key = (model, _content_of(config.family), *settings_of_it)
             open_it = partial(open_scorer, config)
         make = partial(
             Engine,
@@ -194,6 +202,20 @@ class Leases:
             queue_tokens=config.queue_tokens,
         )
         return key, settings, make
+
+
+def _content_of(family: str) -> str:
+    """Return a digest of the file that *family* names: an edited one is another family.
+
+    Blank where it names none. A file that is not there is complained of when the scorer opens.
+    """
+    if not family.endswith(".json"):
+        return ""
+    try:
+        content = Path(family).expanduser().read_bytes()
+    except (OSError, RuntimeError, ValueError):
+        return ""
+    return blake2b(content, digest_size=16).hexdigest()
 
 
 def _itself(own: AnyScorer) -> AnyScorer:
