@@ -219,8 +219,11 @@ class Engine:
         """Forget every cached logit."""
         self._cache.clear()
 
-    def close(self, *, wait: bool = True) -> None:
-        """Fail what waits, end the threads and free the scorer; closing twice is one closing."""
+    def close(self, *, wait: bool = True) -> Dispatcher | None:
+        """Fail what waits, end the threads and free the scorer; closing twice is one closing.
+
+        Returns what may still be at it, for whoever did not *wait*: its own ``close`` does.
+        """
         self._closed = True
         # An opening that is under way ends first, so that no scorer is left open behind it.
         with self._opening:
@@ -232,6 +235,7 @@ class Engine:
         for pool in threads.values():
             # What waits in there still runs, to tell its caller that the engine is closed.
             pool.shutdown(wait=False)
+        return None if opened is None else opened[1]
 
     def _opened(self) -> tuple[AnyScorer, Dispatcher]:
         opened = self._open
