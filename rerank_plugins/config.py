@@ -287,11 +287,14 @@ class Settings(BaseModel):
 
     @model_validator(mode="after")
     def _backend_suits_numbers(self) -> Self:
-        if (self.backend, self.precision) in _NOT_TOGETHER:
-            other = _NOT_TOGETHER[self.backend, self.precision]
-            raise ValueError(
-                f'backend="{self.backend}" does not take precision="{self.precision}"; {other}'
-            )
+        is_file = self.backend is Backend.AUTO and self.model.endswith(".onnx")
+        backend = Backend.ONNX if is_file else self.backend
+        if (backend, self.precision) in _NOT_TOGETHER:
+            other = _NOT_TOGETHER[backend, self.precision]
+            what = f"the ONNX file {self.model!r}" if is_file else f'backend="{backend}"'
+            if is_file:
+                other = "leave it out, or name a folder with PyTorch weights"
+            raise ValueError(f'{what} does not take precision="{self.precision}"; {other}')
         if self.backend is Backend.ONNX and self.device == "mps":
             raise ValueError('backend="onnx" does not take device="mps"; leave backend out')
         if self.precision in WEIGHT_ONLY and self.device == "mps":

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from numbers import Real
-from typing import TYPE_CHECKING, Any, Self, TypeVar
+from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack
 
 from pydantic import Field, PrivateAttr, model_validator
 from pydantic.json_schema import SkipJsonSchema
@@ -17,6 +17,7 @@ from rerank_plugins.reranker import Reranker
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
+    from rerank_plugins.config import Duplicates
     from rerank_plugins.results import Ranking
 
 T = TypeVar("T")
@@ -32,6 +33,15 @@ RERANKED_BY = "reranked_by"
 
 
 _DEFAULTS: dict[str, Any] = dict(RerankConfig())
+
+
+class CallOverrides(TypedDict, total=False):
+    """Settings that one call of `Reranker.rank` may override."""
+
+    duplicates: Duplicates | str | None
+    near_duplicates: float | None
+    max_candidates: int | None
+    instruction: str | None
 
 
 class ScoringDoor(Settings):
@@ -104,22 +114,36 @@ class Door(ScoringDoor):
         default=0, ge=0, strict=True, description="results kept whatever the threshold"
     )
 
-    def _rank(self, query: str, texts: Sequence[str], top_n: int | None) -> Ranking:
+    def _rank(
+        self,
+        query: str,
+        texts: Sequence[str],
+        top_n: int | None,
+        **overrides: Unpack[CallOverrides],
+    ) -> Ranking:
         return self._open().rank(
             query,
             texts,
             top_n=top_n,
             score_threshold=self.score_threshold,
             min_results=self.min_results,
+            **overrides,
         )
 
-    async def _arank(self, query: str, texts: Sequence[str], top_n: int | None) -> Ranking:
+    async def _arank(
+        self,
+        query: str,
+        texts: Sequence[str],
+        top_n: int | None,
+        **overrides: Unpack[CallOverrides],
+    ) -> Ranking:
         return await self._open().arank(
             query,
             texts,
             top_n=top_n,
             score_threshold=self.score_threshold,
             min_results=self.min_results,
+            **overrides,
         )
 
 

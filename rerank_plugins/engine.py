@@ -9,7 +9,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 from rerank_plugins.cache import PairCache, pair_key
 from rerank_plugins.dispatcher import Dispatcher, DispatchStats
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from rerank_plugins.jobs import Job, Piece, Ticket, Waiter
-    from rerank_plugins.protocols import AnyScorer, EncodedPair
+    from rerank_plugins.protocols import AnyScorer, EncodedPair, InstructedScorer
 
 CHUNK_PAIRS = 64
 """Pairs encoded at a time, so that the model works on one chunk while the next is encoded."""
@@ -66,6 +66,7 @@ class Engine:
         # Never held for long, unlike the one above: an event loop may take it.
         self._counting = threading.Lock()
         self._open: tuple[AnyScorer, Dispatcher] | None = None
+        self._instructed = False
         self._threads: dict[bool, ThreadPoolExecutor] = {}
 
     def after_fork(self) -> None:
@@ -99,6 +100,11 @@ class Engine:
         """
         return self._opened()[0]
 
+    def takes_instruction(self) -> bool:
+        """Whether the scorer can be told what to look for; it is opened as by `scorer`."""
+        self._opened()
+        return self._instructed
+
     def submit(
         self,
         job: Job,
@@ -121,7 +127,7 @@ class Engine:
                 self._requests += 1
         try:
             scorer, dispatcher = self._opened()
-            encode, told = _told(scorer, instruction)
+            encode, told = _told(scorer, instruction if self._instructed else None)
             prefix = f"{scorer.identity}\n{salt}{told}".encode()
             query_bytes = query.encode()
             while job.waiting and (chunk := list(islice(documents, CHUNK_PAIRS))):
@@ -213,8 +219,11 @@ class Engine:
         """Forget every cached logit."""
         self._cache.clear()
 
-    def close(self, *, wait: bool = True) -> None:
-        """Fail what waits, end the threads and free the scorer; closing twice is one closing."""
+    def close(self, *, wait: bool = True) -> Dispatcher | None:
+        """Fail what waits, end the threads and free the scorer; closing twice is one closing.
+
+        Returns what may still be at it, for whoever did not *wait*: its own ``close`` does.
+        """
         self._closed = True
         # An opening that is under way ends first, so that no scorer is left open behind it.
         with self._opening:
@@ -226,6 +235,7 @@ class Engine:
         for pool in threads.values():
             # What waits in there still runs, to tell its caller that the engine is closed.
             pool.shutdown(wait=False)
+        return None if opened is None else opened[1]
 
     def _opened(self) -> tuple[AnyScorer, Dispatcher]:
         opened = self._open
@@ -244,6 +254,7 @@ class Engine:
                 if self._closed:
                     dispatcher.close()
                 self._check_open()
+                self._instructed = takes_instruction(scorer)
                 self._open = scorer, dispatcher
             return self._open
 
@@ -256,10 +267,12 @@ def _told(
     scorer: AnyScorer, instruction: str | None
 ) -> tuple[Callable[[str, Sequence[str]], Sequence[EncodedPair]], str]:
     """Return how *scorer* encodes with *instruction*, and what that adds to its keys."""
-    if instruction is None or not takes_instruction(scorer) or instruction == scorer.instruction:
+    own: str | None = getattr(scorer, "instruction", None)
+    if instruction is None or instruction == own:
         return scorer.encode, ""
     # No name in a salt holds this character, so that nothing else adds the same.
-    return partial(scorer.encode, instruction=instruction), f"\0{instruction}"
+    encode = cast("InstructedScorer[Any]", scorer).encode
+    return partial(encode, instruction=instruction), f"\0{instruction}"
 
 
 def _queueing_error(_: Waiter, *, cause: BaseException) -> RerankError:

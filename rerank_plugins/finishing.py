@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 def ranking_of(call: Call, keep: Keep) -> Ranking:
     """Return the ranking of a call of one query whose job succeeded."""
     (group,) = call.groups
-    copies, dropped = group.chosen.copies, group.chosen.dropped
+    copies, near, dropped = group.chosen.copies, group.chosen.near, group.chosen.dropped
     places = [place for place in group.places if place not in dropped]
     # A copy was not scored: what is known of its original is true of it.
     scored = [copies.get(place, place) for place in places]
@@ -34,7 +34,7 @@ def ranking_of(call: Call, keep: Keep) -> Ranking:
                 cached=call.job.cached[scored[i]],
                 duplicate_of=copies.get(places[i]),
                 # A window is of one text, and a near duplicate has another.
-                window=pairs[scored[i]].window if scored[i] == places[i] else None,
+                window=None if places[i] in near else pairs[scored[i]].window,
             )
             for i in kept
         ),

@@ -5,12 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence  # noqa: TC003  pydantic reads them
 from contextlib import asynccontextmanager, contextmanager
 from operator import attrgetter
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Unpack, cast
 
 from pydantic import ConfigDict, Field
 from pydantic.json_schema import SkipJsonSchema  # noqa: TC002  pydantic reads it
 
-from rerank_plugins.doors import RELEVANCE_SCORE, Door, ScoringDoor, check_items, scored_metadata
+from rerank_plugins.doors import (
+    RELEVANCE_SCORE,
+    CallOverrides,
+    Door,
+    ScoringDoor,
+    check_items,
+    scored_metadata,
+)
 from rerank_plugins.errors import MissingExtraError
 from rerank_plugins.requests import DeferredTexts
 
@@ -53,26 +60,36 @@ class _DocumentDoor(Door):
     )
 
     def _rerank(
-        self, given: Iterable[Document], query: str, callbacks: Callbacks, top_n: int | None
+        self,
+        given: Iterable[Document],
+        query: str,
+        callbacks: Callbacks,
+        top_n: int | None,
+        **overrides: Unpack[CallOverrides],
     ) -> list[Document]:
         documents = check_items(given, Document, "documents")
         # A filter may leave nothing; no model is loaded to rank that.
         if not documents:
             return []
         with _traced(query, callbacks) as run:
-            ranking = self._rank(query, self._texts(documents), top_n)
+            ranking = self._rank(query, self._texts(documents), top_n, **overrides)
             ranked = _ranked(documents, ranking)
         run.on_retriever_end(ranked)
         return ranked
 
     async def _arerank(
-        self, given: Iterable[Document], query: str, callbacks: Callbacks, top_n: int | None
+        self,
+        given: Iterable[Document],
+        query: str,
+        callbacks: Callbacks,
+        top_n: int | None,
+        **overrides: Unpack[CallOverrides],
     ) -> list[Document]:
         documents = check_items(given, Document, "documents")
         if not documents:
             return []
         async with _atraced(query, callbacks) as run:
-            ranking = await self._arank(query, self._texts(documents), top_n)
+            ranking = await self._arank(query, self._texts(documents), top_n, **overrides)
             ranked = _ranked(documents, ranking)
         await run.on_retriever_end(ranked)
         return ranked
@@ -119,8 +136,9 @@ class RerankRetriever(_DocumentDoor, BaseRetriever):
     """Retrieves with ``base_retriever`` and keeps what answers the query best, best first.
 
     The fields and the documents are those of `RerankCompressor`. A call may bring its own
-    ``top_n``: ``retriever.invoke(query, top_n=5)``; other keyword arguments, such as ``k`` or
-    ``filter``, go to the base retriever.
+    ``top_n``, ``instruction``, ``duplicates``, ``near_duplicates`` and ``max_candidates``:
+    ``retriever.invoke(query, top_n=5)``; other keyword arguments, such as ``k`` or ``filter``, go
+    to the base retriever.
     """
 
     # Said by each class: of several bases the last one's word counts, and LangChain's is "ignore".
@@ -136,10 +154,11 @@ class RerankRetriever(_DocumentDoor, BaseRetriever):
         **kwargs: Any,  # noqa: ANN401  the base retriever's
     ) -> list[Document]:
         top_n = kwargs.pop("top_n", self.top_n)
+        overrides = _overrides(kwargs)
         documents = self.base_retriever.invoke(
             query, {"callbacks": run_manager.get_child()}, **kwargs
         )
-        return self._rerank(documents, query, run_manager.get_child(), top_n)
+        return self._rerank(documents, query, run_manager.get_child(), top_n, **overrides)
 
     async def _aget_relevant_documents(
         self,
@@ -149,10 +168,11 @@ class RerankRetriever(_DocumentDoor, BaseRetriever):
         **kwargs: Any,  # noqa: ANN401  the base retriever's
     ) -> list[Document]:
         top_n = kwargs.pop("top_n", self.top_n)
+        overrides = _overrides(kwargs)
         documents = await self.base_retriever.ainvoke(
             query, {"callbacks": run_manager.get_child()}, **kwargs
         )
-        return await self._arerank(documents, query, run_manager.get_child(), top_n)
+        return await self._arerank(documents, query, run_manager.get_child(), top_n, **overrides)
 
 
 class RerankCrossEncoder(ScoringDoor, BaseCrossEncoder):
@@ -172,6 +192,12 @@ class RerankCrossEncoder(ScoringDoor, BaseCrossEncoder):
             RerankError: otherwise as `Reranker.score`.
         """
         return self._open().score(text_pairs)
+
+
+def _overrides(options: dict[str, Any]) -> CallOverrides:
+    """Take what is the reranker's out of the *options* of a call."""
+    taken = {name: options.pop(name) for name in CallOverrides.__annotations__ if name in options}
+    return cast("CallOverrides", taken)
 
 
 def _ranked(documents: Sequence[Document], ranking: Ranking) -> list[Document]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeGuard, TypeVar, runtime_checkable
+import inspect
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -113,9 +114,22 @@ class InstructedScorer(Scorer[PairT], Protocol[PairT]):
         """Encode one query with each document, in order; None is the scorer's own instruction."""
 
 
-def takes_instruction(scorer: AnyScorer) -> TypeGuard[InstructedScorer[Any]]:
-    """Whether *scorer* can be told what to look for."""
-    return isinstance(scorer, InstructedScorer) and scorer.instruction is not None
+def takes_instruction(scorer: AnyScorer) -> bool:
+    """Whether *scorer* can be told what to look for, which makes it an `InstructedScorer`.
+
+    One that merely has an attribute ``instruction`` cannot: its ``encode`` must take one by name.
+    """
+    if not isinstance(scorer, InstructedScorer) or scorer.instruction is None:
+        return False
+    try:
+        parameters = inspect.signature(scorer.encode).parameters
+    except (TypeError, ValueError):
+        # Native code may not say what it takes.
+        return False
+    asked = parameters.get("instruction")
+    if asked is not None:
+        return asked.kind is not inspect.Parameter.POSITIONAL_ONLY
+    return any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
 
 
 class Normalizer(Protocol):

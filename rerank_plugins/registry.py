@@ -9,6 +9,8 @@ import threading
 import weakref
 from dataclasses import dataclass
 from functools import partial
+from hashlib import blake2b
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rerank_plugins.config import LEXICAL, Backend
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
     from rerank_plugins.config import RerankConfig
+    from rerank_plugins.dispatcher import Dispatcher
     from rerank_plugins.protocols import AnyScorer
 
 _ENGINE_SETTINGS = (
@@ -56,12 +59,15 @@ class Registry:
 
     def __init__(self) -> None:
         self._shared: dict[Hashable, _Shared] = {}
+        # A worker holds its dispatcher as long as it runs; once it has ended, nothing does.
+        self._ending: dict[int, weakref.ref[Dispatcher]] = {}
         # A finalizer may release an engine in the middle of another call of the same thread.
         self.lock = threading.RLock()
 
     def after_fork(self) -> None:
         """Make every engine usable in a child process."""
         self.lock = threading.RLock()
+        self._ending = {}
         for shared in self._shared.values():
             shared.engine.after_fork()
 
@@ -93,14 +99,30 @@ class Registry:
             if shared.users:
                 return
             del self._shared[key]
-        shared.engine.close(wait=wait)
+        dispatcher = shared.engine.close(wait=wait)
+        if dispatcher is not None and not wait:
+            self._remember_ending(dispatcher)
+
+    def _remember_ending(self, dispatcher: Dispatcher) -> None:
+        with self.lock:
+            for number, ref in list(self._ending.items()):
+                if ref() is None:
+                    self._ending.pop(number, None)
+            self._ending[id(dispatcher)] = weakref.ref(dispatcher)
 
     def close_all(self) -> None:
-        """Close every engine: a thread that dies inside native code takes the process with it."""
+        """Close every engine: a thread that dies inside native code takes the process with it.
+
+        Those that were let go before, and still end, are waited for too, each for a while.
+        """
         with self.lock:
             engines = [shared.engine for shared in self._shared.values()]
+            ending = [ref() for ref in list(self._ending.values())]
         for engine in engines:
             engine.close()
+        for dispatcher in ending:
+            if dispatcher is not None:
+                dispatcher.close()
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._shared
@@ -179,11 +201,17 @@ class Leases:
                 )
         else:
             if model != config.model:
-                # These two speak of the model that was configured, not of one it routes to.
+                # These speak of the model that was configured, not of one it routes to.
                 config = config.model_copy(
-                    update={"model": model, "backend": Backend.AUTO, "revision": None}
+                    update={
+                        "model": model,
+                        "backend": Backend.AUTO,
+                        "revision": None,
+                        "family": "auto",
+                    }
                 )
-            key = (model, *(getattr(config, name) for name in _ENGINE_SETTINGS))
+            settings_of_it = (getattr(config, name) for name in _ENGINE_SETTINGS)
+            key = (model, _content_of(config.family), *settings_of_it)
             open_it = partial(open_scorer, config)
         make = partial(
             Engine,
@@ -194,6 +222,20 @@ class Leases:
             queue_tokens=config.queue_tokens,
         )
         return key, settings, make
+
+
+def _content_of(family: str) -> str:
+    """Return a digest of the file that *family* names: an edited one is another family.
+
+    Blank where it names none. A file that is not there is complained of when the scorer opens.
+    """
+    if not family.endswith(".json"):
+        return ""
+    try:
+        content = Path(family).expanduser().read_bytes()
+    except (OSError, RuntimeError, ValueError):
+        return ""
+    return blake2b(content, digest_size=16).hexdigest()
 
 
 def _itself(own: AnyScorer) -> AnyScorer:

@@ -101,6 +101,15 @@ class Reranker:
         """Whether it scores with a `Scorer` that the user made, and not with a named model."""
         return self._own is not None
 
+    @property
+    def takes_instruction(self) -> bool:
+        """Whether the model can be told what to look for; it is opened to say so.
+
+        Raises:
+            ModelLoadError, MissingExtraError, ClosedError: it cannot be opened.
+        """
+        return self._leases.primary.takes_instruction()
+
     def rank(
         self,
         query: str,

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING
 
 from rerank_plugins.config import LEXICAL
 from rerank_plugins.errors import ConfigError, InputError
-from rerank_plugins.protocols import takes_instruction
 
 if TYPE_CHECKING:
     from rerank_plugins.config import RerankConfig
@@ -46,11 +45,11 @@ class Router:
         if told is None:
             return None
         self._leases.check_open()
-        scorer = self._leases.primary.scorer()
-        if not takes_instruction(scorer):
+        primary = self._leases.primary
+        if not primary.takes_instruction():
             error = ConfigError if asked is None else InputError
             raise error(
-                f"instruction: {scorer.name!r} takes none, as language models do; leave it out, or "
-                "take a model such as Qwen/Qwen3-Reranker-0.6B"
+                f"instruction: {primary.scorer().name!r} takes none, as language models do; leave "
+                "it out, or take a model such as Qwen/Qwen3-Reranker-0.6B"
             )
         return told

@@ -44,7 +44,12 @@ def chosen_texts(
     """
     (group,) = call.groups
     found = dict(texts)
-    group.chosen = choose(found, call.choice, partial(_lexical_logits, query, deadline))
+    group.chosen = choose(
+        found,
+        call.choice,
+        partial(_lexical_logits, query, deadline),
+        partial(check_deadline, deadline),
+    )
     left_out = group.chosen.copies.keys() | group.chosen.dropped.keys()
     for place in left_out:
         call.job.deliver(place, NOT_SCORED)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from rerank_plugins.cli.output import print_json, print_line, print_note, progress_bar
 from rerank_plugins.cli.settings import add_settings, chosen_config
@@ -21,12 +21,17 @@ if TYPE_CHECKING:
     from rerank_plugins.evaluation.measures import Measured
     from rerank_plugins.evaluation.reranking import Reranked
     from rerank_plugins.evaluation.sets import Query, RetrievalSet
+    from rerank_plugins.reranker import Reranker
 
 _ABOUT = """\
 A set is a folder of queries.jsonl, corpus.jsonl, qrels.tsv and, where a first stage is given,
 candidates.tsv; each may end in .gz. Otherwise the first stage is BM25 (k1 0.9, b 0.4). What it
 found is shuffled before it is reranked, so that ties owe nothing to the first stage.
 """
+
+
+_OF_ONE_MODEL: Final = {"backend", "revision", "precision", "max_length", "family"}
+"""Settings that speak of the configured model, and mean nothing to those that are compared."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +123,8 @@ def _evaluate(
     before = measure(dataset.grades, found)
     reranked = {}
     for model in models:
-        run_ = _rerank(_for_model(config, model), dataset, queries, found, args.seed)
+        with _open(config, model) as reranker:
+            run_ = _rerank(reranker, dataset, queries, found, args.seed)
         reranked[model] = run_, measure(dataset.grades, run_.rankings)
     return Result(dataset, len(queries), before, reranked)
 
@@ -127,25 +133,36 @@ def _for_model(config: RerankConfig, model: str) -> RerankConfig:
     """Return the settings for *model*: those that speak of another model are left out."""
     if model == config.model:
         return config
-    kept = config.model_fields_set - {"backend", "revision", "precision", "max_length"}
+    kept = config.model_fields_set - _OF_ONE_MODEL
     return type(config)(**{name: getattr(config, name) for name in kept} | {"model": model})
 
 
+def _open(config: RerankConfig, model: str) -> Reranker:
+    """Open *model* with the settings; one that is compared is told an instruction if it takes any.
+
+    The configured model has to take it, as everywhere.
+    """
+    from rerank_plugins.reranker import Reranker
+
+    reranker = Reranker.from_config(_for_model(config, model))
+    if model == config.model or config.instruction is None or reranker.takes_instruction:
+        return reranker
+    # Opened before the other is closed: both share the loaded model.
+    with reranker:
+        return Reranker.from_config(reranker.config.model_copy(update={"instruction": None}))
+
+
 def _rerank(
-    config: RerankConfig,
+    reranker: Reranker,
     dataset: RetrievalSet,
     queries: Sequence[Query],
     found: Mapping[str, Sequence[str]],
     seed: int,
 ) -> Reranked:
     from rerank_plugins.evaluation.reranking import rerank, warm_up
-    from rerank_plugins.reranker import Reranker
 
-    label = f"{dataset.name}, {config.model}"
-    with (
-        Reranker.from_config(config) as reranker,
-        progress_bar(len(queries), unit="queries", label=label) as bar,
-    ):
+    label = f"{dataset.name}, {reranker.config.model}"
+    with progress_bar(len(queries), unit="queries", label=label) as bar:
         # Loading is no part of the speed that is printed.
         warm_up(reranker, queries)
         return rerank(reranker, dataset, found, seed=seed, on_query=bar.update)

@@ -69,7 +69,8 @@ def _estimate(config: RerankConfig, batch_tokens: int | None) -> Memory:
     tokens = batch_tokens or config.batch_tokens or BATCH_TOKENS[device.type]
     rows: dict[str, Row] = {}
     for precision in (chosen, *other_precisions(chosen, device)):
-        found = needs(files, precision, device, longest)(tokens)
+        need = needs(files, precision, device, longest, trust_remote_code=config.trust_remote_code)
+        found = need(tokens)
         rows[precision.precision] = {
             "weights": found.weights,
             "activations": found.activations,

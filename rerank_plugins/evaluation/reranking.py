@@ -26,8 +26,8 @@ SEED: Final = 13
 class Reranked:
     """Document ids by query id, best first, and what it took to rank them.
 
-    ``scorers`` counts the queries that each scorer answered; ``seconds`` is time inside
-    `Reranker.rank` alone.
+    ``scorers`` counts the queries that each scorer answered; ``pairs`` are those of documents that
+    were neither dropped nor found to be copies; ``seconds`` is time inside `Reranker.rank` alone.
     """
 
     rankings: Mapping[str, tuple[str, ...]]
@@ -114,7 +114,7 @@ def rerank(
         seconds += time.perf_counter() - start
         rankings[qid] = tuple(docids[document.index] for document in ranking)
         scorers[ranking.scorer] += 1
-        pairs += len(docids)
+        pairs += sum(document.duplicate_of is None for document in ranking)
         if on_query is not None:
             on_query()
     return Reranked(rankings, dict(scorers), pairs, seconds)

@@ -213,4 +213,7 @@ class PairEncoder:
         whole = np.array(ids, np.int32)
         if offsets is not None:
             return Tokens(whole, len(ids), offsets)
-        return Tokens(self._cut(whole, min(len(ids), self.max_length)), len(ids))
+        if len(ids) > self.max_length:
+            # A copy: a view would keep all ids of a long document as long as these few are kept.
+            whole = self._cut(whole, self.max_length).copy()
+        return Tokens(whole, len(ids))

@@ -18,9 +18,11 @@ def open_scorer(config: RerankConfig) -> AnyScorer:
     """Open the scorer that *config* asks for; heavy packages are imported here, on purpose.
 
     Raises:
+        ConfigError: a setting names what there is not, such as a family.
         ModelLoadError: the model is not there or cannot be read.
         MissingExtraError: the package that runs it is not installed.
     """
+    _check_family(config.family)
     if config.backend is Backend.LEXICAL or config.model == LEXICAL:
         from rerank_plugins.scorers.lexical import LexicalScorer
 
@@ -40,6 +42,16 @@ def open_scorer(config: RerankConfig) -> AnyScorer:
     from rerank_plugins.scorers.onnx.scorer import OnnxScorer
 
     return OnnxScorer.open(config, files)
+
+
+def _check_family(family: str) -> None:
+    """Raise `ConfigError` if there is no such *family*, also where no model reads it."""
+    if family != "auto":
+        from rerank_plugins.models.choosing import CHAT_TEMPLATE
+        from rerank_plugins.models.families import family_named
+
+        if family != CHAT_TEMPLATE:
+            family_named(family)
 
 
 def _find_files(config: RerankConfig) -> ModelFiles:

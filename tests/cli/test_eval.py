@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
+from rerank_plugins.testing import FakeScorer
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -79,6 +81,43 @@ def test_models_are_compared_on_the_same_first_stage(
         ("lexical", "auto", 64),
         ("a/b", "onnx", 64),
     ]
+
+
+def test_the_family_of_the_model_is_not_that_of_a_compared_one(
+    run: Run, toy: Path, opened: list[RerankConfig]
+) -> None:
+    flags = ("--model", "a/b", "--family", "yes-no", "--compare", "c/d")
+
+    assert run("eval", str(toy), *flags).code == 0
+    assert [(config.model, config.family) for config in opened] == [
+        ("c/d", "auto"),
+        ("a/b", "yes-no"),
+    ]
+
+
+def test_a_compared_model_is_told_the_instruction_only_if_it_takes_one(
+    run: Run, toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    scorers: dict[str, FakeScorer] = {}
+
+    def open_fake(config: RerankConfig) -> FakeScorer:
+        own = None if config.model == "embedded" else "find words"
+        scorers[config.model] = FakeScorer(name=config.model, instruction=own)
+        return scorers[config.model]
+
+    monkeypatch.setattr("rerank_plugins.registry.open_scorer", open_fake)
+    flags = ("--instruction", "find foxes", "--compare", "embedded", "--compare", "c/d")
+
+    found = run("eval", str(toy), "--model", "a/b", *flags)
+
+    assert (found.code, found.err) == (0, "")
+    last = {name: scorer.batches[-1][0][0] for name, scorer in scorers.items()}
+    assert last == {
+        "embedded": "where is the red fox",
+        "c/d": "find foxes: where is the red fox",
+        "a/b": "find foxes: where is the red fox",
+    }
+    assert run("eval", str(toy), "--model", "embedded", *flags[:2]).code == 2
 
 
 def test_a_second_run_measures_the_same(run: Run, toy: Path) -> None:

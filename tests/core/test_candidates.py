@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rerank_plugins.candidates import ALL, Choice, Chosen, choose, find_copies
+from rerank_plugins.candidates import ALL, Choice, Chosen, _find_similar, choose, find_copies
 from rerank_plugins.config import Duplicates
 from rerank_plugins.text.terms import split_words
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from collections.abc import Set as AbstractSet
 
 SENTENCE = "the river meets the sea in a wide delta full of birds and boats at noon"
 
@@ -166,3 +167,45 @@ def test_a_copy_goes_where_its_original_goes(duplicates: str, reason: str) -> No
     chosen = choose(numbered("a", "bb", "a"), choice, by_length)
 
     assert chosen == Chosen({2: 0}, {0: "max_candidates", 2: reason})
+
+
+class Counted(set[int]):
+    """A set that counts how often one is intersected with it."""
+
+    compared = 0
+
+    def __and__(self, other: AbstractSet[object]) -> set[int]:
+        Counted.compared += 1
+        return set.__and__(self, other)
+
+
+@pytest.mark.parametrize("tails", [200, 100])
+def test_sets_that_cannot_be_similar_enough_are_not_compared(
+    tails: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of 200 sets, 276 elements are in all; 20 are in one alone, or in two, which are equal."""
+    monkeypatch.setattr(Counted, "compared", 0)
+    sets = [
+        Counted({*range(276), *range(1000 * (i % tails + 1), 1000 * (i % tails + 1) + 20)})
+        for i in range(200)
+    ]
+
+    similar = _find_similar(sets, 0.9, lambda: None)
+
+    assert similar == {i: i - tails for i in range(tails, 200)}
+    assert Counted.compared == 200 - tails
+
+
+@pytest.mark.parametrize("on_call", range(1, 7))
+def test_a_search_for_near_copies_can_be_ended_at_each_text(on_call: int) -> None:
+    texts = [f"{SENTENCE} {i}" for i in range(3)]
+    called = 0
+
+    def end() -> None:
+        nonlocal called
+        called += 1
+        if called == on_call:
+            raise TimeoutError
+
+    with pytest.raises(TimeoutError):
+        choose(numbered(*texts), Choice(near_duplicates=0.9), not_asked, end)

@@ -56,6 +56,11 @@ def test_a_config_is_frozen_and_compares_by_value() -> None:
             'backend="onnx" does not take precision="bf16"; take "fp32"',
         ),
         (
+            {"model": "a/model.onnx", "precision": "int4"},
+            "the ONNX file 'a/model.onnx' does not take precision=\"int4\"; leave it out",
+        ),
+        ({"model": "model.onnx", "precision": "bf16"}, 'does not take precision="bf16"'),
+        (
             {"backend": "onnx", "model": "m", "device": "mps"},
             'backend="onnx" does not take device="mps"',
         ),

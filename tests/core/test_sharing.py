@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import pytest
 
 from rerank_plugins import RerankConfig, Reranker
 from rerank_plugins.registry import ENGINES
+from rerank_plugins.testing import FakeScorer
+
+if TYPE_CHECKING:
+    from pathlib import Path
 
 OTHER_ENGINE: dict[str, object] = {
     "model": "owner/other",
@@ -57,3 +63,43 @@ def test_a_setting_that_changes_the_engine_makes_another(
 
     with Reranker("owner/one"), Reranker(**settings):  # type: ignore[arg-type]  # by name
         assert len(ENGINES) == before + engines
+
+
+def test_the_family_of_the_configured_model_is_not_that_of_one_it_routes_to(
+    monkeypatch: pytest.MonkeyPatch, no_leaks: None
+) -> None:
+    opened: list[RerankConfig] = []
+
+    def open_fake(config: RerankConfig) -> FakeScorer:
+        opened.append(config)
+        return FakeScorer(name=config.model)
+
+    monkeypatch.setattr("rerank_plugins.registry.open_scorer", open_fake)
+    with Reranker(
+        "owner/one",
+        family="qwen3-reranker",
+        language_models={"zh": "owner/other"},
+        language_detector=lambda text: "zh" if text == "other" else None,
+    ) as reranker:
+        reranker.rank("one", ["a document"])
+        reranker.rank("other", ["a document"])
+
+    assert [(config.model, config.family) for config in opened] == [
+        ("owner/one", "qwen3-reranker"),
+        ("owner/other", "auto"),
+    ]
+
+
+def test_an_edited_family_file_is_another_engine(tmp_path: Path, no_leaks: None) -> None:
+    before = len(ENGINES)
+    path = tmp_path / "mine.json"
+    path.write_text("{}")
+
+    with Reranker("owner/one", family=str(path)), Reranker("owner/one", family=str(path)):
+        assert len(ENGINES) == before + 1
+        path.write_text('{"base": "yes-no"}')
+        with Reranker("owner/one", family=str(path)):
+            assert len(ENGINES) == before + 2
+        path.unlink()
+        with Reranker("owner/one", family=str(path)):
+            assert len(ENGINES) == before + 2

@@ -105,6 +105,32 @@ def test_reranking_is_measured_counted_and_repeatable(
     assert rerank(reranker, dataset, first).rankings == found.rankings
 
 
+@pytest.mark.parametrize(
+    ("settings", "pairs"),
+    [
+        ({}, 5),
+        ({"max_candidates": 1}, 2),
+        ({"near_duplicates": 0.9}, 4),
+        ({"duplicates": "drop"}, 4),
+    ],
+)
+def test_pairs_are_those_that_were_scored(
+    settings: dict[str, object],
+    pairs: int,
+    toy_with_first_stage: Path,
+    open_reranker: OpenReranker,
+) -> None:
+    corpus = toy_with_first_stage / "corpus.jsonl"
+    # Two of the three documents of the first query are one text now.
+    corpus.write_text(corpus.read_text().replace("fox cub", "a red sun, red and round"))
+    dataset = read_set(toy_with_first_stage)
+    reranker, _ = open_reranker(**settings)
+
+    found = rerank(reranker, dataset, first_stage(dataset, dataset.judged_queries))
+
+    assert found.pairs == pairs
+
+
 def test_the_warm_up_leaves_nothing_in_the_cache(toy: Path, open_reranker: OpenReranker) -> None:
     dataset = read_set(toy)
     reranker, scorer = open_reranker()

@@ -115,6 +115,36 @@ async def test_the_base_retriever_hears_nothing_of_top_n(faked: Faked, invoke: I
     assert heard == [{"k": 9}]
 
 
+async def test_a_call_may_bring_what_the_reranker_is_told(faked: Faked, invoke: Invoke) -> None:
+    heard: list[dict[str, Any]] = []
+
+    def base(query: str, **options: Any) -> list[Document]:
+        heard.append(options)
+        return [Document(text) for text in ("fox", "red fox", "sky", "fox")]
+
+    scorer = FakeScorer(instruction="find facts")
+    reranker = faked(scorer, duplicates="keep", max_candidates=3)
+    retriever = RerankRetriever(base_retriever=RunnableLambda(base), reranker=reranker, top_n=None)
+
+    found = await invoke(
+        retriever,
+        "red fox",
+        instruction="find verbs",
+        duplicates="drop",
+        near_duplicates=0.9,
+        max_candidates=2,
+        k=9,
+    )
+
+    assert [document.page_content for document in found] == ["red fox", "fox"]
+    assert {query for query, _ in scorer.pairs_scored} == {"find verbs: red fox"}
+    assert heard == [{"k": 9}]
+    # The settings stand for the next call.
+    assert len(await invoke(retriever, "red fox")) == 4
+    with pytest.raises(InputError, match="max_candidates must be an int"):
+        await invoke(retriever, "red fox", max_candidates=-1)
+
+
 async def test_nothing_retrieved_is_nothing_found(
     opened_by_name: list[FakeScorer], invoke: Invoke
 ) -> None:

@@ -115,3 +115,15 @@ def test_many_threads_may_encode_the_same_documents() -> None:
 
     with ThreadPoolExecutor(8) as threads:
         assert all(found == expected for found in threads.map(encode, range(40)))
+
+
+@pytest.mark.parametrize("cut_left", [False, True])
+def test_of_a_long_document_no_more_is_held_than_is_kept(cut_left: bool) -> None:
+    encoder = PairEncoder(make_tokenizer("bert"), max_length=16, cut_left=cut_left)
+    encoder.encode("cat", [DOCUMENTS[3]])
+
+    (kept,) = encoder._documents.look_up([DOCUMENTS[3]])
+
+    assert kept is not None
+    assert (len(kept.ids), kept.length) == (16, 80)
+    assert kept.ids.base is None or kept.ids.base.nbytes == kept.ids.nbytes

@@ -180,3 +180,37 @@ async def test_an_instruction_that_is_no_text_is_refused(
 def test_a_setting_that_is_no_instruction_is_refused(instruction: Any) -> None:
     with pytest.raises(ConfigError, match=r"^instruction: "):
         RerankConfig(instruction=instruction)
+
+
+class Named(FakeScorer):
+    """It says what it looks for, but cannot be told."""
+
+    def encode(self, query: str, documents: Sequence[str]) -> list[FakePair]:  # type: ignore[override]
+        return super().encode(query, documents)
+
+
+class Open(FakeScorer):
+    """It takes anything by name."""
+
+    def encode(self, query: str, documents: Sequence[str], **told: Any) -> list[FakePair]:
+        return super().encode(query, documents, **told)
+
+
+def test_a_scorer_whose_encode_takes_none_cannot_be_told(open_reranker: Opener) -> None:
+    reranker, scorer = open_reranker(Named(instruction=OWN))
+
+    with pytest.raises(InputError, match="instruction: 'fake' takes none"):
+        reranker.rank("fox", ["a"], instruction="find verbs")
+
+    assert not reranker.takes_instruction
+    assert reranker.rank("fox", ["a"], instruction=None)[0].logit == 0
+    assert told(scorer) == ["find facts: fox"]
+
+
+def test_a_scorer_that_takes_anything_by_name_is_told(open_reranker: Opener) -> None:
+    reranker, scorer = open_reranker(Open(instruction=OWN))
+
+    reranker.rank("fox", ["a"], instruction="find verbs")
+
+    assert reranker.takes_instruction
+    assert told(scorer) == ["find verbs: fox"]

@@ -10,11 +10,13 @@ from typing import TYPE_CHECKING
 import onnx
 import pytest
 
+from rerank_plugins.config import RerankConfig
 from rerank_plugins.errors import (
     ConfigError,
     MissingExtraError,
     ModelLoadError,
 )
+from rerank_plugins.scorers import open_scorer
 from rerank_plugins.scorers.onnx.choices import choose_device
 from tests.tiny_models import MAX_TOKENS, Kind, make_graph, make_tokenizer, write_model
 
@@ -300,3 +302,27 @@ def test_the_pad_token_comes_from_the_settings(
 
     (tmp_path / "tokenizer_config.json").unlink()
     assert open_model().pad_id == 1
+
+
+@pytest.mark.parametrize("file", ["", "model.onnx"])
+def test_a_family_is_not_for_onnx_models(file: str, tmp_path: Path) -> None:
+    write_model(tmp_path)
+    model = str(tmp_path / file) if file else str(tmp_path)
+
+    for family in ("yes-no", "chat-template"):
+        with pytest.raises(ConfigError, match=r"family: .* language models run in PyTorch only"):
+            open_scorer(RerankConfig(model=model, backend="onnx", family=family))
+    with pytest.raises(ConfigError, match=r"family: expected .* got 'nonsense'"):
+        open_scorer(RerankConfig(model=model, backend="onnx", family="nonsense"))
+
+
+@pytest.mark.parametrize("kind", ["qwen3", "qwen2", "gemma"])
+def test_the_onnx_file_of_a_language_model_is_refused(kind: str, tmp_path: Path) -> None:
+    """It would be given pairs where it was trained on prompts."""
+    write_model(tmp_path)
+    config = tmp_path / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"model_type": kind}))
+
+    for model in (tmp_path, tmp_path / "model.onnx"):
+        with pytest.raises(ModelLoadError, match=rf"it is one \(model_type {kind}, of"):
+            open_scorer(RerankConfig(model=str(model), backend="onnx"))

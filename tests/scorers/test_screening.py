@@ -231,8 +231,9 @@ def test_no_documents_drop_none(open_reranker: Opener) -> None:
     assert (len(ranking), ranking.dropped) == (0, ())
 
 
-def test_the_deadline_holds_for_the_first_stage(
-    open_reranker: Opener, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("choice", [{"max_candidates": 1}, {"near_duplicates": 0.9}])
+def test_the_deadline_holds_for_the_first_stage_and_for_near_duplicates(
+    choice: dict[str, Any], open_reranker: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = 0
 
@@ -244,8 +245,8 @@ def test_the_deadline_holds_for_the_first_stage(
             raise RerankTimeoutError("too late")
 
     monkeypatch.setattr("rerank_plugins.screening.check_deadline", passed)
-    reranker, scorer = open_reranker(max_candidates=1)
+    reranker, scorer = open_reranker()
 
     with pytest.raises(RerankTimeoutError, match="no answer within"):
-        reranker.rank(QUERY, ["red", "fox", "weather"], timeout_s=60)
+        reranker.rank(QUERY, ["red", "fox", "weather"], timeout_s=60, **choice)
     assert not scorer.batches

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rerank_plugins.config import Backend, Precision, RerankConfig
-from rerank_plugins.errors import MissingExtraError, ModelLoadError
+from rerank_plugins.errors import ConfigError, MissingExtraError, ModelLoadError
 from rerank_plugins.models.manifest import MANIFEST
 from rerank_plugins.models.weights import choose_onnx, choose_torch, wanted_precisions
 from rerank_plugins.scorers import _find_files as find_files
@@ -114,7 +114,7 @@ def test_where_nothing_fits_the_message_is_of_the_kind_of_file_that_is_there(
         ({"precision": "int4"}, ("torch", "nothing else computes in int4")),
         ({"precision": "bf16"}, ("torch", "nothing else computes in bf16")),
         ({"device": "mps"}, ("torch", "nothing else runs on mps")),
-        ({"model": "a.onnx", "precision": "bf16"}, ("onnx", "the model is an ONNX file")),
+        ({"model": "a.onnx", "precision": "int8"}, ("onnx", "the model is an ONNX file")),
     ],
 )
 def test_some_settings_decide_without_the_files(
@@ -237,3 +237,15 @@ def test_int8_takes_an_onnx_file_of_integers_before_weights_that_torch_would_rou
         "the model has no int8 ONNX file to take here"
     )
     assert backend_choice(config, Backend.ONNX, BOTH).why == "the model has an int8 ONNX file"
+
+
+@pytest.mark.parametrize("settings", [{}, {"backend": "lexical"}, {"model": "lexical"}])
+def test_a_family_that_is_none_is_refused_where_nobody_reads_it_too(
+    settings: dict[str, str], tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match=r'family: expected "auto".*got \'nonsense\''):
+        open_scorer(RerankConfig(family="nonsense", **settings))
+    with pytest.raises(ConfigError, match=r"family: .* cannot be read"):
+        open_scorer(RerankConfig(family=str(tmp_path / "missing.json"), **settings))
+    for family in ("yes-no", "chat-template"):
+        open_scorer(RerankConfig(**{"model": "lexical", "family": family} | settings)).close()

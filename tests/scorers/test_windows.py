@@ -83,3 +83,17 @@ def test_windows_and_truncation_are_two_engines_with_caches_of_their_own(tmp_pat
     assert short.truncated
     assert not whole.cached
     assert whole.logit > short.logit
+
+
+def test_an_exact_copy_has_the_window_of_its_original_and_a_near_one_none(tmp_path: Path) -> None:
+    write_model(tmp_path)
+    copies = [LONG, f"{LONG} cat", LONG, f"{LONG} cat"]
+
+    with open_windows(tmp_path) as reranker:
+        (alone,) = reranker.rank(QUERY, [LONG])
+        found = {d.index: d for d in reranker.rank(QUERY, copies, near_duplicates=0.8)}
+
+    assert [found[i].duplicate_of for i in range(4)] == [None, 0, 0, 0]
+    assert alone.window is not None
+    assert [found[i].window for i in range(4)] == [alone.window, None, alone.window, None]
+    assert {ranked.logit for ranked in found.values()} == {alone.logit}

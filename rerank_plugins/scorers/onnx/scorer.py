@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Literal, Self
 import numpy as np
 
 from rerank_plugins.config import Activation
-from rerank_plugins.errors import ModelLoadError, ScoringError, first_line
+from rerank_plugins.errors import ConfigError, ModelLoadError, ScoringError, first_line
 from rerank_plugins.models.encoding import pad
+from rerank_plugins.models.families import family_of
 from rerank_plugins.models.files import find_model
 from rerank_plugins.models.settings import model_activation, pad_id
 from rerank_plugins.models.tokenizer import open_encoder
@@ -69,7 +70,8 @@ class OnnxScorer:
         """Load a model's files, found here unless given, and score a pair to see that it ranks.
 
         Raises:
-            ConfigError: device or max_length is not what this machine or model offers.
+            ConfigError: device or max_length is not what this machine or model offers, or the
+                setting ``family`` asks for a language model.
             MissingExtraError: onnxruntime is not installed.
             ModelLoadError: the files are not there, broken, or not those of a cross-encoder.
         """
@@ -82,6 +84,7 @@ class OnnxScorer:
                 revision=config.revision,
                 local_files_only=config.local_files_only,
             )
+        _refuse_language_models(config, files)
         activation = model_activation(files, must_know=config.activation is Activation.AUTO)
         session = Session(ort, files, device, must_start=config.device != "auto")
         encoder = open_encoder(files, config, segments="token_type_ids" in session.inputs)
@@ -135,6 +138,23 @@ class OnnxScorer:
         except ScoringError as exc:
             raise ModelLoadError(self.name, f"a trial run failed: {exc}") from exc
         check_head(self.name, labels.shape)
+
+
+def _refuse_language_models(config: RerankConfig, files: ModelFiles) -> None:
+    """Raise where the model is to be asked, or was trained to be asked, as a language model is."""
+    if config.family != "auto":
+        raise ConfigError(
+            f"family: {files.name!r} runs in onnxruntime, and language models run in PyTorch only; "
+            f'leave it out, or set backend="torch" where there are PyTorch weights, '
+            f"got {config.family!r}"
+        )
+    kind = files.config.get("model_type")
+    if (family := family_of(kind)) is not None:
+        raise ModelLoadError(
+            files.name,
+            f"language models run in PyTorch, and it is one (model_type {kind}, of the family "
+            f'{family.name}); set backend="torch", or name its PyTorch weights',
+        )
 
 
 def _out_of_memory(exc: BaseException) -> bool:

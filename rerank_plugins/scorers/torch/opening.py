@@ -58,6 +58,7 @@ def open_torch_scorer(config: RerankConfig, files: ModelFiles | None = None) -> 
         longest=longest_prompt(files, config, chosen),
         default=BATCH_TOKENS[device.type],
         asked=config.batch_tokens,
+        trust_remote_code=config.trust_remote_code,
     )
     load = _load_cross_encoder if chosen is None else partial(_load_language_model, chosen=chosen)
     scorer = load(config, files, device, precision, batch_tokens=batch_tokens)
@@ -105,7 +106,7 @@ def _load_cross_encoder(
         device=device,
         precision=precision,
         batch_tokens=batch_tokens,
-        choices=_choices(config, device, precision, encoder.max_length),
+        choices=_choices(config, device, precision, files, encoder.max_length),
     )
 
 
@@ -121,7 +122,7 @@ def _load_language_model(
     from rerank_plugins.scorers.torch.preparing import load_language_model
 
     encoder = open_prompt_encoder(files, config, chosen.family)
-    choices = _choices(config, device, precision, encoder.max_length)
+    choices = _choices(config, device, precision, files, encoder.max_length, chosen.family.name)
     return PromptScorer(
         files,
         load_language_model(files, device, precision, encoder),
@@ -135,14 +136,20 @@ def _load_language_model(
 
 
 def _choices(
-    config: RerankConfig, device: torch.device, precision: PrecisionChoice, max_length: int
+    config: RerankConfig,
+    device: torch.device,
+    precision: PrecisionChoice,
+    files: ModelFiles,
+    max_length: int,
+    family: str = "",
 ) -> dict[str, Choice]:
     """Return what the settings came to, and why, for whoever asks."""
+    lowered = family and max_length < longest_pair(files, None)
+    length_why = f"usual for the family {family}" if lowered else "the model's own limit"
     why = "torch finds no GPU" if device.type == "cpu" else f"torch finds {device.type}"
     return {
         "backend": backend_choice(config, Backend.TORCH, installed_backends()),
         "device": as_set(config, "device") or Choice(str(device), why),
         "precision": Choice(precision.precision, precision.why),
-        "max_length": as_set(config, "max_length")
-        or Choice(str(max_length), "the model's own limit"),
+        "max_length": as_set(config, "max_length") or Choice(str(max_length), length_why),
     }

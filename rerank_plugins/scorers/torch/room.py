@@ -3,18 +3,26 @@
 from __future__ import annotations
 
 import logging
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 import torch
 
-from rerank_plugins.config import Precision
-from rerank_plugins.errors import ModelLoadError
+from rerank_plugins.config import WEIGHT_ONLY, Precision
+from rerank_plugins.errors import ModelLoadError, first_line
+from rerank_plugins.models.settings import needs_remote_code
 from rerank_plugins.scorers.torch.hardware import PrecisionChoice
-from rerank_plugins.scorers.torch.memory import MemoryEstimate, estimate, saved_tensors
+from rerank_plugins.scorers.torch.memory import (
+    MemoryEstimate,
+    estimate,
+    saved_tensors,
+    weight_bytes,
+)
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator, Mapping
 
     from rerank_plugins.models.files import ModelFiles
 
@@ -23,6 +31,9 @@ logger = logging.getLogger(__name__)
 MEMINFO: Final = Path("/proc/meminfo")
 OWN_GROUPS: Final = Path("/proc/self/cgroup")
 GROUPS: Final = Path("/sys/fs/cgroup")
+
+_FILE_PAGES: Final = ("inactive_file", "active_file")
+"""Counters of memory.stat: pages of files in memory, used of late or not."""
 
 GB: Final = 1e9
 
@@ -68,10 +79,10 @@ def _group_bytes(own: Path, groups: Path) -> int | None:
     for line in lines:
         _, controllers, path = line.split(":", 2)
         if not controllers:
-            root, names = groups, ("memory.max", "memory.current", "inactive_file")
+            root, names = groups, ("memory.max", "memory.current", "")
         elif "memory" in controllers.split(","):
             root = groups / "memory"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
+            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_")
         else:
             continue
         inner = root / path.lstrip("/")
@@ -80,7 +91,7 @@ def _group_bytes(own: Path, groups: Path) -> int | None:
     return min((b for b in left if b is not None), default=None)
 
 
-def _left_in(folder: Path, limit: str, used: str, files: str) -> int | None:
+def _left_in(folder: Path, limit: str, used: str, prefix: str) -> int | None:
     try:
         most = (folder / limit).read_text(encoding="ascii").strip()
         if most == "max":
@@ -89,22 +100,68 @@ def _left_in(folder: Path, limit: str, used: str, files: str) -> int | None:
         stat = (folder / "memory.stat").read_text(encoding="ascii").split()
     except OSError:
         return None
-    cached = int(stat[stat.index(files) + 1]) if files in stat else 0
+    counters = dict(zip(stat[::2], stat[1::2], strict=False))
+    cached = sum(int(counters.get(prefix + name, 0)) for name in _FILE_PAGES)
     return max(0, int(most) - taken + cached)
 
 
 def needs(
-    files: ModelFiles, precision: PrecisionChoice, device: torch.device, longest: int
+    files: ModelFiles,
+    precision: PrecisionChoice,
+    device: torch.device,
+    longest: int,
+    *,
+    trust_remote_code: bool = False,
 ) -> Callable[[int], MemoryEstimate]:
-    """Return what tells how much a model takes with batches of a given number of tokens."""
-    tensors = saved_tensors(files)
+    """Return what tells how much a model takes with batches of a given number of tokens.
+
+    Pickled weights, and those that a model's own code reads, are whole in memory before they are
+    rounded: both count then.
+
+    Raises:
+        ModelLoadError: config.json or the header of a checkpoint holds what no model does; what is
+            returned raises it too.
+    """
+    with _strange_numbers(files):
+        tensors = saved_tensors(files)
+        whole = precision.precision in WEIGHT_ONLY and _read_whole(files, trust_remote_code)
+        unrounded = PrecisionChoice(precision.arithmetic, "", precision.arithmetic)
+        beside = weight_bytes(tensors, unrounded) if whole else 0
 
     def need(tokens: int) -> MemoryEstimate:
-        return estimate(
-            files.config, tensors, precision, tokens=tokens, longest=longest, device=device.type
-        )
+        with _strange_numbers(files):
+            found = estimate(
+                files.config, tensors, precision, tokens=tokens, longest=longest, device=device.type
+            )
+        return replace(found, weights=found.weights + beside)
 
     return need
+
+
+def _read_whole(files: ModelFiles, trust_remote_code: bool) -> bool:
+    """Whether weights are loaded all at once, and not tensor by tensor."""
+    own_code = trust_remote_code and needs_remote_code(files.config)
+    return own_code or any(path.suffix != ".safetensors" for path in files.weights)
+
+
+@contextmanager
+def _strange_numbers(files: ModelFiles) -> Iterator[None]:
+    """Say as `ModelLoadError` what sizes and shapes of strangers make arithmetic raise."""
+    try:
+        yield
+    except (
+        ArithmeticError,
+        AttributeError,
+        LookupError,
+        RecursionError,
+        TypeError,
+        ValueError,
+    ) as exc:
+        raise ModelLoadError(
+            files.name,
+            "its config.json, or the header of its weights, holds what no model does: "
+            f"{type(exc).__name__}: {first_line(exc)}",
+        ) from exc
 
 
 def batch_that_fits(
@@ -115,6 +172,7 @@ def batch_that_fits(
     longest: int,
     default: int,
     asked: int | None,
+    trust_remote_code: bool = False,
 ) -> int:
     """Return how many tokens a batch may have: *asked*, or as much of *default* as memory allows.
 
@@ -122,16 +180,32 @@ def batch_that_fits(
     *longest* pair is aimed at, since such a pair is a batch by itself.
 
     Raises:
-        ModelLoadError: the weights and the longest pair, or what was *asked*, do not fit.
+        ModelLoadError: the weights and the longest pair, or what was *asked*, do not fit; or the
+            files do not tell sizes.
     """
+    need = needs(files, precision, device, longest, trust_remote_code=trust_remote_code)
+    least = max(asked or 0, longest)
+    least_needed = need(least)
     free = free_bytes(device)
     if free is None:
         return asked or default
-    need = needs(files, precision, device, longest)
-    least = max(asked or 0, longest)
-    if need(least).total > free:
+    if least_needed.total > free:
         raise ModelLoadError(
-            files.name, _refusal(files, precision, device, free, need(least), least, longest)
+            files.name,
+            _refusal(
+                precision,
+                device,
+                free,
+                least_needed,
+                {
+                    other.precision: needs(
+                        files, other, device, longest, trust_remote_code=trust_remote_code
+                    )(least)
+                    for other in other_precisions(precision, device)
+                },
+                batches=f"activations of {least} tokens",
+                smaller="batch_tokens" if least > longest else "max_length",
+            ),
         )
     if asked is not None:
         return asked
@@ -152,27 +226,28 @@ def batch_that_fits(
 
 
 def _refusal(
-    files: ModelFiles,
     precision: PrecisionChoice,
     device: torch.device,
     free: int,
     found: MemoryEstimate,
-    tokens: int,
-    longest: int,
+    others: Mapping[Precision, MemoryEstimate],
+    *,
+    batches: str,
+    smaller: str,
 ) -> str:
     """Say what is needed, what is there, and which other settings would fit."""
     text = (
         f"it needs {found.total / GB:.1f} GB on {device} in {precision.precision}: weights "
-        f"{found.weights / GB:.1f} GB, activations of {tokens} tokens "
-        f"{found.activations / GB:.1f} GB; {free / GB:.1f} GB are free. "
+        f"{found.weights / GB:.1f} GB, {batches} {found.activations / GB:.1f} GB; "
+        f"{free / GB:.1f} GB are free. "
     )
-    ways = []
-    for other in other_precisions(precision, device):
-        total = needs(files, other, device, longest)(tokens).total
-        if total < found.total and total <= free:
-            ways.append(f'precision="{other.precision}" ({total / GB:.1f} GB)')
+    ways = [
+        f'precision="{other}" ({need.total / GB:.1f} GB)'
+        for other, need in others.items()
+        if need.total < found.total and need.total <= free
+    ]
     if found.weights < free:
-        ways.append("a smaller batch_tokens" if tokens > longest else "a smaller max_length")
+        ways.append(f"a smaller {smaller}")
     return text + "Try " + ", ".join([*ways, "another device", "or a smaller model"])
 
 

@@ -12,6 +12,7 @@ from rerank_plugins import Reranker
 from rerank_plugins.cli import main
 from rerank_plugins.text.normalization import normalize_text
 from tests.language_cards import ModelCard
+from tests.scorers.torch.conftest import open_exact
 from tests.tiny_language_models import make_language_pairs, write_language_model
 
 if TYPE_CHECKING:
@@ -249,3 +250,21 @@ def test_weights_of_fewer_bits_rank_nearly_alike(
 
     drift = np.abs(found - expected)
     assert 0 < drift.mean() < (0.1 if precision == "int8" else 1.0)
+
+
+def test_a_length_that_is_the_familys_is_said_to_be_so(
+    language_folder: Callable[..., Path], tmp_path: Path
+) -> None:
+    folder = language_folder("qwen3")
+    shorter = tmp_path / "shorter.json"
+    shorter.write_text(json.dumps({"base": "qwen3-reranker", "max_length": 300}))
+    scorers = [open_exact(folder), open_exact(folder, family=str(shorter))]
+
+    lengths = [scorer.choices["max_length"] for scorer in scorers]
+    for scorer in scorers:
+        scorer.close()
+
+    assert lengths == [
+        ("512", "the model's own limit"),
+        ("300", "usual for the family shorter"),
+    ]

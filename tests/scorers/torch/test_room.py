@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from rerank_plugins.config import Precision
 from rerank_plugins.errors import ModelLoadError
+from rerank_plugins.models.settings import CODE_CLASS
 from rerank_plugins.scorers.torch import preparing, room
 from rerank_plugins.scorers.torch.hardware import choose_precision
 from rerank_plugins.scorers.torch.opening import BATCH_TOKENS
@@ -34,6 +38,21 @@ def write_group(folder: Path, *, most: str, taken: int, cached: int, version: in
     (folder / names[0]).write_text(f"{most}\n")
     (folder / names[1]).write_text(f"{taken}\n")
     (folder / "memory.stat").write_text(f"anon 1\n{names[2]} {cached}\n")
+
+
+@pytest.mark.parametrize(
+    ("version", "root", "own"), [(2, "", "0::/a\n"), (1, "memory", "4:memory:/a\n")]
+)
+def test_files_that_were_read_of_late_can_be_given_up_too(
+    version: int, root: str, own: str, tmp_path: Path
+) -> None:
+    folder = tmp_path / "groups" / root / "a"
+    write_group(folder, most="1000", taken=900, cached=50, version=version)
+    prefix = "total_" if version == 1 else ""
+    with (folder / "memory.stat").open("a") as stat:
+        stat.write(f"{prefix}active_file 600\n")
+
+    assert left(tmp_path, own) == 750
 
 
 def left(tmp_path: Path, own: str) -> int | None:
@@ -178,3 +197,70 @@ def test_what_would_fit_no_better_is_not_advised(
 
     with pytest.raises(ModelLoadError, match=r"Try another device, or a smaller model$"):
         open_torch()
+
+
+def change_config(folder: Path, **settings: object) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | settings))
+
+
+def change_header(folder: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Let *change* act on what the header says of the first tensor."""
+    path = folder / "model.safetensors"
+    saved = path.read_bytes()
+    end = 8 + int.from_bytes(saved[:8], "little")
+    header = json.loads(saved[8:end])
+    change(next(entry for name, entry in header.items() if name != "__metadata__"))
+    text = json.dumps(header).encode()
+    path.write_bytes(len(text).to_bytes(8, "little") + text + saved[end:])
+
+
+@pytest.mark.parametrize("free", [10**12, None])
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda folder: change_header(folder, lambda entry: entry.pop("dtype")),
+        lambda folder: change_header(folder, lambda entry: entry.update(shape=["x"])),
+        lambda folder: change_header(folder, lambda entry: entry.update(shape=None)),
+        lambda folder: change_config(folder, hidden_size=10**400),
+        lambda folder: change_config(folder, model_type=["bert"]),
+    ],
+    ids=["no dtype", "shape of text", "no shape", "huge size", "list of types"],
+)
+def test_what_no_model_holds_is_an_error_of_loading_whatever_is_free(
+    spoil: Callable[[Path], object],
+    free: int | None,
+    tmp_path: Path,
+    open_torch: Callable[..., Any],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    write_torch_model(tmp_path, "bert")
+    spoil(tmp_path)
+    see(monkeypatch, free)
+
+    with pytest.raises(ModelLoadError):
+        open_torch()
+
+
+def weights_of(files: Any, precision: Precision, **how: bool) -> int:
+    choice = choose_precision(precision, CPU, None)
+    return room.needs(files, choice, CPU, MAX_TOKENS, **how)(MAX_TOKENS).weights
+
+
+@pytest.mark.parametrize("precision", [Precision.INT8, Precision.INT4])
+def test_weights_that_are_read_whole_count_beside_the_rounded_ones(
+    precision: Precision, tmp_path: Path
+) -> None:
+    write_torch_model(tmp_path, "bert")
+    files = files_of(tmp_path)
+    own_code = replace(files, config=dict(files.config) | {"auto_map": {CODE_CLASS: "code.Model"}})
+    arithmetic = choose_precision(precision, CPU, None).arithmetic
+    usual, whole = weights_of(files, precision), weights_of(files, arithmetic)
+
+    assert weights_of(own_code, precision) == usual
+    assert weights_of(own_code, precision, trust_remote_code=True) == usual + whole
+    assert weights_of(own_code, arithmetic, trust_remote_code=True) == whole
+
+    torch.save(load_file(tmp_path / "model.safetensors"), tmp_path / "pytorch_model.bin")
+    pickled = replace(files, weights=(tmp_path / "pytorch_model.bin",))
+    assert weights_of(pickled, precision) > weights_of(pickled, arithmetic)
