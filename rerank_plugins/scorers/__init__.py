@@ -47,10 +47,10 @@ def open_scorer(config: RerankConfig) -> AnyScorer:
 def _check_family(family: str) -> None:
     """Raise `ConfigError` if there is no such *family*, also where no model reads it."""
     if family != "auto":
-        from rerank_plugins.models.choosing import CHAT_TEMPLATE
+        from rerank_plugins.models.choosing import CHAT_TEMPLATE, NONE
         from rerank_plugins.models.families import family_named
 
-        if family != CHAT_TEMPLATE:
+        if family not in (CHAT_TEMPLATE, NONE):
             family_named(family)
 
 

@@ -9,6 +9,7 @@ import numpy as np
 from rerank_plugins.config import Activation
 from rerank_plugins.errors import ConfigError, ModelLoadError, ScoringError, first_line
 from rerank_plugins.models.encoding import pad
+from rerank_plugins.models.choosing import NONE
 from rerank_plugins.models.families import family_of
 from rerank_plugins.models.files import find_model
 from rerank_plugins.models.settings import model_activation, pad_id
@@ -142,6 +143,8 @@ class OnnxScorer:
 
 def _refuse_language_models(config: RerankConfig, files: ModelFiles) -> None:
     """Raise where the model is to be asked, or was trained to be asked, as a language model is."""
+    if config.family == NONE:
+        return
     if config.family != "auto":
         raise ConfigError(
             f"family: {files.name!r} runs in onnxruntime, and language models run in PyTorch only; "
