@@ -8,8 +8,8 @@ import numpy as np
 
 from rerank_plugins.config import Activation
 from rerank_plugins.errors import ConfigError, ModelLoadError, ScoringError, first_line
-from rerank_plugins.models.encoding import pad
 from rerank_plugins.models.choosing import NONE
+from rerank_plugins.models.encoding import pad
 from rerank_plugins.models.families import family_of
 from rerank_plugins.models.files import find_model
 from rerank_plugins.models.settings import model_activation, pad_id
