@@ -11,7 +11,13 @@ import torch
 from rerank_plugins.config import Precision
 from rerank_plugins.errors import ModelLoadError
 from rerank_plugins.scorers.torch.hardware import PrecisionChoice
-from rerank_plugins.scorers.torch.memory import MemoryEstimate, estimate, saved_tensors
+from rerank_plugins.scorers.torch.memory import (
+    MemoryEstimate,
+    estimate,
+    largest_row,
+    saved_tensors,
+    shares_prefixes,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -25,6 +31,10 @@ OWN_GROUPS: Final = Path("/proc/self/cgroup")
 GROUPS: Final = Path("/sys/fs/cgroup")
 
 GB: Final = 1e9
+
+LEAST_SHARE: Final = 8
+"""Where a prefix comes on top of a batch, room for the longest pair is there in any case: the batch
+may be as small as this part of it, below which next to nothing is gained."""
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -119,25 +129,27 @@ def batch_that_fits(
     """Return how many tokens a batch may have: *asked*, or as much of *default* as memory allows.
 
     It is told from the memory that is free now; logits do not hang on it. No batch of less than the
-    *longest* pair is aimed at, since such a pair is a batch by itself.
+    *longest* pair is aimed at, since such a pair is a batch by itself, or of less than a part of it
+    where prefixes are shared.
 
     Raises:
-        ModelLoadError: the weights and the longest pair, or what was *asked*, do not fit.
+        ModelLoadError: the weights and the smallest batch, or what was *asked*, do not fit.
     """
     free = free_bytes(device)
     if free is None:
         return asked or default
     need = needs(files, precision, device, longest)
-    least = max(asked or 0, longest)
-    if need(least).total > free:
+    least = max(1, longest // LEAST_SHARE) if shares_prefixes(files.config) else longest
+    smallest = asked or min(default, least)
+    if need(smallest).total > free:
         raise ModelLoadError(
-            files.name, _refusal(files, precision, device, free, need(least), least, longest)
+            files.name, _refusal(files, precision, device, free, smallest, longest)
         )
     if asked is not None:
         return asked
     batch = default
-    while batch > longest and need(batch).total > free:
-        batch = max(longest, batch // 2)
+    while batch > least and need(batch).total > free:
+        batch = max(least, batch // 2)
     if batch < default:
         logger.info(
             "%s: batches have %d tokens instead of %d, for which %.1f GB would be needed and %.1f "
@@ -156,14 +168,15 @@ def _refusal(
     precision: PrecisionChoice,
     device: torch.device,
     free: int,
-    found: MemoryEstimate,
     tokens: int,
     longest: int,
 ) -> str:
     """Say what is needed, what is there, and which other settings would fit."""
+    found = needs(files, precision, device, longest)(tokens)
+    row = largest_row(files.config, tokens=tokens, longest=longest)
     text = (
         f"it needs {found.total / GB:.1f} GB on {device} in {precision.precision}: weights "
-        f"{found.weights / GB:.1f} GB, activations of {tokens} tokens "
+        f"{found.weights / GB:.1f} GB, activations of {row} tokens "
         f"{found.activations / GB:.1f} GB; {free / GB:.1f} GB are free. "
     )
     ways = []
