@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Protocol
+from math import inf
+from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+ATTENDED: Final = 8
+"""What the pairs of a batch see, each with its prefix, is at most so many times the budget and the
+first prefix: attention may hold keys and values of every pair's prefix at once."""
 
 
 class Load(Protocol):
@@ -41,13 +46,15 @@ def next_batch(
 
     The slice holds *position*, the pair that has waited longest, and grows towards whichever
     neighbour needs no further prefix, then whichever is nearer in length: padding is most of the
-    cost when a short pair sits beside a long one. Its `batch_cost` stays within *budget*; a pair
-    beyond the budget travels alone.
+    cost when a short pair sits beside a long one. Its `batch_cost` stays within *budget*, to which,
+    unless *padded*, the oldest pair's prefix comes on top. A pair beyond that travels alone.
     """
     oldest = pairs[position]
     start, stop = position, position + 1
-    total = longest = oldest.own + oldest.prefix_tokens
-    anchor = batch_order(oldest, padded=padded)[1]
+    anchor = longest = batch_order(oldest, padded=padded)[1]
+    # With its prefix counted, a long query would leave no room for pairs that share it.
+    total, seen = anchor, oldest.own + oldest.prefix_tokens
+    most_seen = inf if padded else ATTENDED * (budget + oldest.prefix_tokens)
     while True:
         best: tuple[bool, int, int, int] | None = None
         # The longer neighbour first: it is taken where both are as near.
@@ -61,13 +68,15 @@ def next_batch(
                 cost = (stop - start + 1) * max(longest, length)
             else:
                 cost = total + length + (pair.prefix_tokens if further else 0)
+            fits = cost <= budget and seen + pair.own + pair.prefix_tokens <= most_seen
             nearness = further, abs(length - anchor)
-            if cost <= budget and (best is None or nearness < best[:2]):
+            if fits and (best is None or nearness < best[:2]):
                 best = *nearness, place, cost
         if best is None:
             return start, stop
         _, _, place, total = best
         longest = max(longest, batch_order(pairs[place], padded=padded)[1])
+        seen += pairs[place].own + pairs[place].prefix_tokens
         start, stop = min(start, place), max(stop, place + 1)
 
 

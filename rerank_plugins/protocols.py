@@ -31,8 +31,8 @@ class EncodedPair(Protocol):
     """A pair as its scorer wants it, made by `Scorer.encode` and read by `Scorer.forward`.
 
     It may also have a ``prefix``: a `SharedPrefix`, or None. A scorer whose batches are not padded
-    then computes each prefix once a batch, pairs that share one travel together, and a batch costs
-    what its pairs have of their own and each prefix once.
+    then computes each prefix once a batch, and pairs that share one travel together: a batch has up
+    to ``batch_tokens`` of its pairs' own tokens and of further prefixes, and the first prefix.
     """
 
     @property
@@ -77,7 +77,7 @@ class Scorer(Protocol[PairT]):
 
     @property
     def batch_tokens(self) -> int:
-        """Token budget of one batch where the user set none."""
+        """Token budget of one batch where the user set none; a shared prefix comes on top."""
 
     @property
     def padded(self) -> bool:

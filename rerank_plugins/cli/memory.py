@@ -60,6 +60,7 @@ def _estimate(config: RerankConfig, batch_tokens: int | None) -> Memory:
     )
     import_torch("the estimate of memory")
     from rerank_plugins.scorers.torch.loading import saved_dtype
+    from rerank_plugins.scorers.torch.memory import largest_row
     from rerank_plugins.scorers.torch.opening import BATCH_TOKENS, longest_prompt
     from rerank_plugins.scorers.torch.room import free_bytes, needs, other_precisions
 
@@ -78,7 +79,7 @@ def _estimate(config: RerankConfig, batch_tokens: int | None) -> Memory:
         }
     return {
         "device": str(device),
-        "batch_tokens": max(tokens, longest),
+        "batch_tokens": largest_row(files.config, tokens=tokens, longest=longest),
         "free": free_bytes(device),
         "by_precision": rows,
     }

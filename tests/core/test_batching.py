@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rerank_plugins.batching import batch_cost, batch_order, next_batch
+from rerank_plugins.batching import ATTENDED, batch_cost, batch_order, next_batch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -28,6 +29,18 @@ class Pair(NamedTuple):
 
 def plain(lengths: Iterable[int]) -> list[Pair]:
     return [Pair(length) for length in sorted(lengths)]
+
+
+def budgeted(batch: list[Pair], oldest: Pair, *, padded: bool) -> int:
+    """What counts against the budget: the prefix of the oldest is free, where pairs share it."""
+    return batch_cost(batch, padded=padded) - (0 if padded else oldest.prefix_tokens)
+
+
+def fits(batch: list[Pair], oldest: Pair, budget: int, *, padded: bool) -> bool:
+    seen = sum(pair.own + pair.prefix_tokens for pair in batch)
+    return budgeted(batch, oldest, padded=padded) <= budget and (
+        padded or seen <= ATTENDED * (budget + oldest.prefix_tokens)
+    )
 
 
 def in_order(pairs: Iterable[Pair], *, padded: bool) -> list[Pair]:
@@ -54,7 +67,7 @@ def test_a_batch_holds_the_oldest_and_fits_the_budget(
 
     assert 0 <= start <= position < stop <= len(waiting)
     batch = waiting[start:stop]
-    assert len(batch) == 1 or batch_cost(batch, padded=padded) <= budget
+    assert len(batch) == 1 or fits(batch, waiting[position], budget, padded=padded)
 
 
 @given(pairs_waiting, places, budgets, st.booleans())
@@ -62,13 +75,14 @@ def test_no_neighbour_that_fits_is_left_out(
     waiting: list[Pair], where: int, budget: int, padded: bool
 ) -> None:
     waiting = in_order(waiting, padded=padded)
+    oldest = waiting[where % len(waiting)]
 
     start, stop = next_batch(waiting, where % len(waiting), budget=budget, padded=padded)
 
     if start > 0:
-        assert batch_cost(waiting[start - 1 : stop], padded=padded) > budget
+        assert not fits(waiting[start - 1 : stop], oldest, budget, padded=padded)
     if stop < len(waiting):
-        assert batch_cost(waiting[start : stop + 1], padded=padded) > budget
+        assert not fits(waiting[start : stop + 1], oldest, budget, padded=padded)
 
 
 # Few, so that the next of another prefix is often nearer in length.
@@ -79,7 +93,7 @@ def test_no_neighbour_that_fits_is_left_out(
         max_size=6,
     ),
     places,
-    st.integers(100, 220),
+    st.integers(60, 180),
 )
 def test_no_pair_of_another_prefix_is_taken_before_one_of_the_same(
     waiting: list[Pair], where: int, budget: int
@@ -98,8 +112,8 @@ def test_no_pair_of_another_prefix_is_taken_before_one_of_the_same(
                 left_out.remove(pair.own)
         same = [pair for pair in batch if pair.prefix == prefix]
         # What did not come along had no room beside those of its own prefix either.
-        assert all(
-            batch_cost([*same, Pair(own, prefix)], padded=False) > budget for own in left_out
+        assert not any(
+            fits([*same, Pair(own, prefix)], same[0], budget, padded=False) for own in left_out
         )
 
 
@@ -147,7 +161,7 @@ def test_pairs_of_one_prefix_travel_together_however_their_lengths_differ() -> N
     pairs = [Pair(5, b"first"), Pair(50, b"first"), Pair(50, b"second"), Pair(51, b"second")]
 
     # Room for one pair of each prefix, or for two of one.
-    budget = 40 + 50 + 7 + 50
+    budget = 50 + 7 + 50
     assert next_batch(pairs, 1, budget=budget, padded=False) == (0, 2)
     assert next_batch(pairs, 2, budget=budget, padded=False) == (2, 4)
 
@@ -155,8 +169,43 @@ def test_pairs_of_one_prefix_travel_together_however_their_lengths_differ() -> N
 def test_several_prefixes_share_a_batch_that_has_room_for_them() -> None:
     pairs = [Pair(5, b"first"), Pair(50, b"first"), Pair(50, b"second")]
 
-    assert next_batch(pairs, 0, budget=40 + 55 + 57, padded=False) == (0, 3)
-    assert next_batch(pairs, 0, budget=40 + 55 + 56, padded=False) == (0, 2)
+    assert next_batch(pairs, 0, budget=55 + 57, padded=False) == (0, 3)
+    assert next_batch(pairs, 0, budget=55 + 56, padded=False) == (0, 2)
+
+
+class Document(NamedTuple):
+    """A document beside a long query."""
+
+    own: int
+    prefix_tokens: int
+    prefix: bytes = b"query"
+
+
+def batches_of(waiting: list[Document], budget: int) -> list[int]:
+    """Return how many documents travel in each batch, the first that is left always the oldest."""
+    left, found = list(waiting), []
+    while left:
+        start, stop = next_batch(left, 0, budget=budget, padded=False)
+        found.append(stop - start)
+        del left[start:stop]
+    return found
+
+
+@pytest.mark.parametrize("query", [100, 1000, 1900, 2100, 3000])
+def test_however_long_a_query_is_its_documents_share_it(query: int) -> None:
+    assert batches_of([Document(180, query)] * 50, 2048) == [11, 11, 11, 11, 6]
+
+
+@pytest.mark.parametrize("query", [73, 500])
+def test_usual_documents_fill_the_budget(query: int) -> None:
+    assert batches_of([Document(283, query)] * 50, 2048) == [7] * 7 + [1]
+
+
+def test_snippets_beside_a_long_query_are_as_many_as_may_be_seen_at_once() -> None:
+    batches = batches_of([Document(10, 990)] * 200, 2048)
+
+    # 204 would fit the budget, and hold the keys of the query 204 times.
+    assert batches[0] == ATTENDED * (2048 + 990) // 1000 == 24
 
 
 def test_padding_is_what_makes_a_batch_cost_more_than_its_tokens() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Final
 
 import torch
@@ -10,6 +11,8 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 from rerank_plugins.scorers.torch.hardware import fast_bf16
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from rerank_plugins.scorers.torch.row import Group, PackedRow
 
 LONGEST_BY_PRODUCTS: Final = 1024
@@ -17,8 +20,10 @@ LONGEST_BY_PRODUCTS: Final = 1024
 
 WEIGHTS_BYTES: Final = 64_000_000
 FEWEST_QUERIES: Final = 128
-"""Causal attention goes in steps of as many queries as this much memory holds weights, or masks,
-of; but not of fewer than these."""
+MOST_QUERIES: Final = 256
+"""Causal attention goes in steps of as many queries, and of as many segments of one kind, as this
+much memory holds weights and copied keys of; but not of fewer queries than these. Nor of more, for
+a step computes what its first queries may not see."""
 
 
 def attend_by_length(
@@ -31,30 +36,51 @@ def attend_by_length(
     *,
     reads_only: bool,
 ) -> torch.Tensor:
-    """Attend with one call for all segments of one kind; returns (tokens, heads, size).
+    """Attend with one call for segments of one kind; returns (tokens, heads, size).
 
     With *reads_only*, *query* and the result hold each pair's read token alone; it sees all of the
     pair, so there must be no *window* then.
     """
     heads, tokens, size = query.shape[1:]
     attended = query.new_empty(tokens, heads, size)
-    for group in row.groups:
-        start, length = group.start, group.length
-        if reads_only:
-            if group.pair is None:
-                continue
-            start, length = group.pair, 1
-        answer = _attend(
-            _cut(query, start, group.count, length),
-            _seen(key, group),
-            _seen(value, group),
-            scale=scaling,
-            window=window,
-            causal=row.causal and not reads_only,
-        )  # (count, heads, length, size)
-        place = attended[start : start + group.count * length]
-        place.view(group.count, length, heads, size).copy_(answer.transpose(1, 2))
+    for whole in row.groups:
+        if reads_only and whole.pair is None:
+            continue
+        for group in _parts(whole, query, key, causal=row.causal):
+            start, length = group.start, group.length
+            if reads_only and group.pair is not None:
+                start, length = group.pair, 1
+            answer = _attend(
+                _cut(query, start, group.count, length),
+                _seen(key, group),
+                _seen(value, group),
+                scale=scaling,
+                window=window,
+                causal=row.causal and not reads_only,
+            )  # (count, heads, length, size)
+            place = attended[start : start + group.count * length]
+            place.view(group.count, length, heads, size).copy_(answer.transpose(1, 2))
     return attended
+
+
+def _parts(
+    group: Group, query: torch.Tensor, key: torch.Tensor, *, causal: bool
+) -> Iterator[Group]:
+    """Cut *group* where the copies of its context, or a step's weights, would fill memory."""
+    if not causal:
+        yield group
+        return
+    seen = group.length + (group.context[1] if group.context is not None else 0)
+    copied = 2 * key.shape[1] * key.shape[3] * seen
+    weights = query.shape[1] * min(group.length, FEWEST_QUERIES) * seen
+    most = max(1, WEIGHTS_BYTES // (max(copied, weights) * query.element_size()))
+    for first in range(0, group.count, most):
+        yield replace(
+            group,
+            start=group.start + first * group.length,
+            pair=None if group.pair is None else group.pair + first,
+            count=min(most, group.count - first),
+        )
 
 
 def _cut(states: torch.Tensor, start: int, count: int, length: int) -> torch.Tensor:
@@ -88,7 +114,7 @@ def _attend(
     count, heads, queries, _ = query.shape
     before = key.shape[2] - queries
     weights = count * heads * key.shape[2] * query.element_size()
-    step = max(FEWEST_QUERIES, WEIGHTS_BYTES // weights)
+    step = max(FEWEST_QUERIES, min(MOST_QUERIES, WEIGHTS_BYTES // weights))
     answer = torch.empty_like(query)
     for start in range(0, queries, step):
         end = min(start + step, queries)

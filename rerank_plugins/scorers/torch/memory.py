@@ -1,7 +1,7 @@
 """How much memory a model takes, told from its config.json and the headers of its weights.
 
 Nothing is loaded for it. Activations are those of one unpadded row of tokens; they grow with its
-tokens, and where attention keeps its weights with the longest pair too.
+tokens, and where attention keeps its weights or copies keys with the longest pair too.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from rerank_plugins.batching import ATTENDED
 from rerank_plugins.config import WEIGHT_ONLY, Precision
 from rerank_plugins.models.layouts import layout_of
 from rerank_plugins.scorers.torch.by_length import (
@@ -128,8 +129,8 @@ def estimate(
 ) -> MemoryEstimate:
     """Estimate what a model takes on a kind of *device* with batches of up to *tokens* tokens.
 
-    The pairs of a batch have up to *longest* tokens, and one that is longer than *tokens* is a
-    batch of its own. *config* is config.json; what it does not say is guessed on the high side.
+    The pairs of a batch have up to *longest* tokens; `largest_row` says how large a batch may be
+    then. *config* is config.json; what it does not say is guessed on the high side.
 
     * weights: every parameter in its final number format, scales of rounded weights included, what
       is in no layer and no embedding in float32;
@@ -140,23 +141,20 @@ def estimate(
       float32 copies;
     * attention weights, heads x tokens x longest, where they are kept: in plain matrix products
       (pairs of up to `LONGEST_BY_PRODUCTS` tokens), and in architectures that run padded; of a
-      language model those of a step of queries, twice, and a copy of keys and values;
+      language model those of a step of queries, twice, and keys and values once more for as many
+      pairs as see their prefix in one call;
     * the largest weight once more, widened or reordered for its product.
     """
     size = BYTES[precision.arithmetic]
     shape = _Shape.of(config)
     a_token = shape.numbers_a_token(size) * size + 4 * 8 + 4 * 4 * shape.head
-    activations = max(tokens, longest) * a_token
+    row = largest_row(config, tokens=tokens, longest=longest)
+    activations = row * a_token
     if device != "cuda" and shape.windowed:
         activations += MASK_BYTES * longest**2
+    if shares_prefixes(config):
+        activations += _causal_attention_bytes(shape, size, row, longest, device)
     # Longer pairs keep no weights, so the batch that does may be another one.
-    layout = _layout(config)
-    if layout is not None and layout.causal and device != "cuda":
-        # Twice, for a softmax, and what documents see of their prefix is copied before their own.
-        step = FEWEST_QUERIES * shape.heads * longest * size
-        activations += 2 * max(WEIGHTS_BYTES, step) + 2 * shape.key_heads * shape.head * size * (
-            max(tokens, longest)
-        )
     length, weights = _attention_weights(config, shape, precision, longest, device)
     activations = max(activations, max(tokens, length) * (a_token + weights * size))
     largest = max((t.count for t in tensors if t.is_linear), default=0)
@@ -164,6 +162,21 @@ def estimate(
         weights=weight_bytes(tensors, precision),
         activations=int(SLACK * (activations + largest * (size + 1))),
     )
+
+
+def shares_prefixes(config: Mapping[str, Any]) -> bool:
+    """Whether pairs of a query share the tokens that they begin with: language models' do."""
+    layout = _layout(config)
+    return layout is not None and layout.causal
+
+
+def largest_row(config: Mapping[str, Any], *, tokens: int, longest: int) -> int:
+    """Return the tokens of the largest batch where its budget is *tokens*.
+
+    The prefix of a query, shorter than its longest pair, comes on top of the budget. A pair that is
+    longer than the budget is a batch of its own.
+    """
+    return tokens + longest if shares_prefixes(config) else max(tokens, longest)
 
 
 def weight_bytes(tensors: Iterable[SavedTensor], precision: PrecisionChoice) -> int:
@@ -234,6 +247,17 @@ class _Shape:
         mlp = 3 * self.hidden + (3 if self.gated else 2) * self.intermediate
         norm = 2 * self.hidden + 2 * self.hidden * 4 // size
         return max(attention, mlp, norm)
+
+
+def _causal_attention_bytes(shape: _Shape, size: int, row: int, longest: int, device: str) -> int:
+    """Return what attention of a language model holds beside the *row* itself."""
+    a_key = 2 * shape.key_heads * shape.head * size
+    if device == "cuda":
+        # Keys and values are gathered for all pairs, each with its prefix, and for the prefixes.
+        return (ATTENDED + 1) * row * a_key
+    # Weights twice, for a softmax.
+    weights = FEWEST_QUERIES * shape.heads * longest * size
+    return 2 * max(WEIGHTS_BYTES, weights) + max(WEIGHTS_BYTES, longest * a_key)
 
 
 def _attention_weights(

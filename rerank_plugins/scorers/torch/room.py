@@ -17,7 +17,9 @@ from rerank_plugins.scorers.torch.hardware import PrecisionChoice
 from rerank_plugins.scorers.torch.memory import (
     MemoryEstimate,
     estimate,
+    largest_row,
     saved_tensors,
+    shares_prefixes,
     weight_bytes,
 )
 
@@ -36,6 +38,10 @@ _FILE_PAGES: Final = ("inactive_file", "active_file")
 """Counters of memory.stat: pages of files in memory, used of late or not."""
 
 GB: Final = 1e9
+
+LEAST_SHARE: Final = 8
+"""Where a prefix comes on top of a batch, room for the longest pair is there in any case: the batch
+may be as small as this part of it, below which next to nothing is gained."""
 
 
 def free_bytes(device: torch.device) -> int | None:
@@ -177,41 +183,45 @@ def batch_that_fits(
     """Return how many tokens a batch may have: *asked*, or as much of *default* as memory allows.
 
     It is told from the memory that is free now; logits do not hang on it. No batch of less than the
-    *longest* pair is aimed at, since such a pair is a batch by itself.
+    *longest* pair is aimed at, since such a pair is a batch by itself, or of less than a part of it
+    where prefixes are shared.
 
     Raises:
-        ModelLoadError: the weights and the longest pair, or what was *asked*, do not fit; or the
+        ModelLoadError: the weights and the smallest batch, or what was *asked*, do not fit; or the
             files do not tell sizes.
     """
     need = needs(files, precision, device, longest, trust_remote_code=trust_remote_code)
-    least = max(asked or 0, longest)
-    least_needed = need(least)
+    least = max(1, longest // LEAST_SHARE) if shares_prefixes(files.config) else longest
+    smallest = asked or min(default, least)
+    found = need(smallest)
     free = free_bytes(device)
     if free is None:
         return asked or default
-    if least_needed.total > free:
+    if found.total > free:
+        others = {
+            other.precision: needs(
+                files, other, device, longest, trust_remote_code=trust_remote_code
+            )(smallest)
+            for other in other_precisions(precision, device)
+        }
+        row = largest_row(files.config, tokens=smallest, longest=longest)
         raise ModelLoadError(
             files.name,
             _refusal(
                 precision,
                 device,
                 free,
-                least_needed,
-                {
-                    other.precision: needs(
-                        files, other, device, longest, trust_remote_code=trust_remote_code
-                    )(least)
-                    for other in other_precisions(precision, device)
-                },
-                batches=f"activations of {least} tokens",
-                smaller="batch_tokens" if least > longest else "max_length",
+                found,
+                others,
+                batches=f"activations of {row} tokens",
+                smaller="batch_tokens" if smallest > longest else "max_length",
             ),
         )
     if asked is not None:
         return asked
     batch = default
-    while batch > longest and need(batch).total > free:
-        batch = max(longest, batch // 2)
+    while batch > least and need(batch).total > free:
+        batch = max(least, batch // 2)
     if batch < default:
         logger.info(
             "%s: batches have %d tokens instead of %d, for which %.1f GB would be needed and %.1f "

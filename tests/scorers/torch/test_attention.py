@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
@@ -11,6 +13,9 @@ from rerank_plugins.scorers.torch.by_length import LONGEST_BY_PRODUCTS
 from rerank_plugins.scorers.torch.row import PackedRow, Segment
 from rerank_plugins.scorers.torch.varlen import attend_varlen
 from tests.varlen_on_cpu import varlen_attn
+
+if TYPE_CHECKING:
+    from rerank_plugins.scorers.torch.row import Group
 
 HEADS, SIZE = 4, 16
 
@@ -124,6 +129,64 @@ def test_documents_see_their_prefix_and_what_is_before_them_and_nothing_else(
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     varlen = attend_varlen(varlen_attn, query, key, value, row, None, window, reads_only=False)
     torch.testing.assert_close(varlen, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("reads_only", [False, True])
+@pytest.mark.parametrize(("pairs_at_once", "calls"), [(1, 8), (3, 3), (100, 1)])
+def test_pairs_of_one_kind_attend_in_as_many_calls_as_memory_asks_for(
+    pairs_at_once: int, calls: int, reads_only: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    prefix, own, count = 50, 3, 8
+    segments = [Segment(prefix, read=False), *[Segment(own, after=0)] * count]
+    row = PackedRow(segments, torch.device("cpu"), causal=True)
+    query = states(row.tokens, torch.float32, 0)
+    key, value = (states(row.tokens, torch.float32, seed, HEADS // 2) for seed in (1, 2))
+    query = query[:, :, row.reads] if reads_only else query
+    whole = by_length.attend_by_length(query, key, value, row, None, None, reads_only=reads_only)
+    copied: list[int] = []
+    seen = by_length._seen
+
+    def noted(part: torch.Tensor, group: Group) -> torch.Tensor:
+        copy = seen(part, group)
+        if group.context is not None:
+            copied.append(copy.nbytes)
+        return copy
+
+    a_pair = 2 * (HEADS // 2) * SIZE * (prefix + own) * 4  # keys and values
+    monkeypatch.setattr(by_length, "_seen", noted)
+    monkeypatch.setattr(by_length, "WEIGHTS_BYTES", pairs_at_once * a_pair)
+
+    found = by_length.attend_by_length(query, key, value, row, None, None, reads_only=reads_only)
+
+    places = slice(None) if reads_only else slice(prefix, None)
+    torch.testing.assert_close(found[places], whole[places], rtol=0, atol=1e-6)
+    assert len(copied) == 2 * calls
+    assert max(copied) <= pairs_at_once * a_pair / 2
+
+
+def test_weights_of_a_step_stay_within_bounds_where_keys_are_few(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Sixteen heads share the keys of one, so weights fill memory before the copies do."""
+    own, count = 30, 6
+    row = PackedRow(
+        [Segment(2, read=False), *[Segment(own, after=0)] * count], torch.device("cpu"), causal=True
+    )
+    query, key = (states(row.tokens, torch.float32, 0, heads) for heads in (16, 1))
+    weights: list[int] = []
+    attend = by_length._attend_masked
+
+    def noted(query: torch.Tensor, key: torch.Tensor, *rest: Any) -> torch.Tensor:
+        weights.append(query.shape[:3].numel() * key.shape[2] * 4)
+        return attend(query, key, *rest)
+
+    monkeypatch.setattr(by_length, "_attend_masked", noted)
+    monkeypatch.setattr(by_length, "WEIGHTS_BYTES", 150_000)
+
+    by_length.attend_by_length(query, key, key, row, None, None, reads_only=False)
+
+    assert len(weights) == 1 + 3
+    assert max(weights) <= 150_000
 
 
 def test_the_last_token_of_each_pair_is_read_and_sees_all_of_it() -> None:

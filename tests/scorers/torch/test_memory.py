@@ -11,7 +11,10 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import torch
 
+from rerank_plugins.batching import next_batch
 from rerank_plugins.config import WEIGHT_ONLY, Precision
+from rerank_plugins.jobs import Piece, Ticket
+from rerank_plugins.models.encoding import TokenPair
 from rerank_plugins.models.files import find_model
 from rerank_plugins.models.layouts import layout_of
 from rerank_plugins.models.weights import choose_torch
@@ -19,6 +22,7 @@ from rerank_plugins.scorers.torch import loading, memory, quantized
 from rerank_plugins.scorers.torch.hardware import PrecisionChoice, torch_dtype
 from rerank_plugins.scorers.torch.head import widen_head
 from rerank_plugins.scorers.torch.memory import SavedTensor, estimate, saved_tensors, weight_bytes
+from rerank_plugins.scorers.torch.row import PackedRow, Segment
 from tests.tiny_torch import ARCHITECTURES, write_torch_model
 
 if TYPE_CHECKING:
@@ -45,6 +49,8 @@ QWEN3 = {
     "head_dim": 128,
 }
 MODERNBERT = {**BERT, "model_type": "modernbert", "intermediate_size": 2624, "local_attention": 128}
+
+NOTHING: Any = ([], None, False)
 
 
 def files_of(folder: Path) -> Any:
@@ -117,6 +123,32 @@ def test_activations_grow_with_the_tokens_of_a_batch(config: Mapping[str, object
 
 def test_the_longest_pair_is_a_batch_of_its_own() -> None:
     assert activations(BERT, 512, 4096, device="cuda") == activations(BERT, 4096, device="cuda")
+
+
+def test_a_prefix_comes_on_top_of_a_batch_where_pairs_share_it() -> None:
+    assert memory.largest_row(BERT, tokens=2048, longest=512) == 2048
+    assert memory.largest_row(BERT, tokens=2048, longest=8192) == 8192
+    assert memory.largest_row(QWEN3, tokens=2048, longest=8192) == 2048 + 8192
+    shorter, longer = (activations(QWEN3, 2048, n, device="cuda") for n in (64, 8192))
+    assert longer / shorter == pytest.approx((2048 + 8192) / (2048 + 64), rel=0.01)
+
+
+@pytest.mark.parametrize("own", [12, 30, 200])
+@pytest.mark.parametrize("query", [10, 600, 4000, 8000])
+def test_what_a_gpu_gathers_for_a_batch_is_counted(query: int, own: int) -> None:
+    budget, longest = 32_768, 8192
+    pairs = [Piece(Ticket(b""), 0, TokenPair(*NOTHING), own, b"query", query)] * 3000
+    start, stop = next_batch(pairs, 1500, budget=budget, padded=False)
+    segments = [Segment(query, read=False), *[Segment(own, after=0)] * (stop - start)]
+    row = PackedRow(segments, torch.device("cpu"), causal=True)
+
+    index = row.keys.index
+    assert index is not None
+    gathered = 2 * len(index) * 8 * 128 * 2
+    without = memory.SLACK * memory.largest_row(QWEN3, tokens=budget, longest=longest)
+    without *= memory._Shape.of(QWEN3).numbers_a_token(2) * 2
+    told = activations(QWEN3, budget, longest, device="cuda", precision=BF16)
+    assert told - without >= memory.SLACK * gathered
 
 
 def test_an_unknown_model_is_guessed_on_the_high_side() -> None:

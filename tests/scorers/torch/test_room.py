@@ -18,6 +18,7 @@ from rerank_plugins.scorers.torch import preparing, room
 from rerank_plugins.scorers.torch.hardware import choose_precision
 from rerank_plugins.scorers.torch.opening import BATCH_TOKENS
 from tests.scorers.torch.test_memory import files_of
+from tests.tiny_language_models import write_language_model
 from tests.tiny_torch import MAX_TOKENS, write_torch_model
 
 if TYPE_CHECKING:
@@ -156,6 +157,26 @@ def test_no_batch_is_smaller_than_the_longest_pair(
     see(monkeypatch, room.needs(files_of(tmp_path), precision, CPU, 50)(50).total)
 
     assert open_torch(max_length=50).batch_tokens == 50
+
+
+def test_beside_a_shared_prefix_a_batch_may_be_smaller_than_the_longest_pair(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = files_of(write_language_model(tmp_path))
+    precision = choose_precision(Precision.FP32, CPU, None)
+    told = room.needs(files, precision, CPU, 512)
+
+    def found(asked: int | None = None) -> int:
+        return room.batch_that_fits(files, precision, CPU, longest=512, default=2048, asked=asked)
+
+    see(monkeypatch, told(64).total)
+    assert found() == 64
+    with pytest.raises(ModelLoadError, match="activations of 577 tokens"):
+        found(asked=65)
+    see(monkeypatch, told(64).total - 1)
+    with pytest.raises(ModelLoadError, match="activations of 576 tokens"):
+        found()
+    assert found(asked=1) == 1
 
 
 def test_a_model_that_does_not_fit_is_refused_before_it_is_read(
