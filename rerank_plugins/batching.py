@@ -1,4 +1,4 @@
-"""Pairs to batches under a token budget. Pure functions."""
+"""Pairs to batches under a token budget, and what waiting pairs will cost."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from math import inf
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
 ATTENDED: Final = 8
 """What the pairs of a batch see, each with its prefix, is at most so many times the budget and the
@@ -90,3 +90,39 @@ def batch_cost(pairs: Sequence[Load], *, padded: bool) -> int:
         return max((pair.own + pair.prefix_tokens for pair in pairs), default=0) * len(pairs)
     prefixes = {pair.prefix: pair.prefix_tokens for pair in pairs}
     return sum(pair.own for pair in pairs) + sum(prefixes.values())
+
+
+class WaitingTokens:
+    """Counts the tokens of pairs that wait: a prefix that is shared once, however many share it.
+
+    Where batches are *padded*, each pair counts with its prefix. ``total`` is how many they are.
+    """
+
+    def __init__(self, *, padded: bool) -> None:
+        self.total = 0
+        self._padded = padded
+        self._prefixes: dict[bytes, tuple[int, int]] = {}  # pairs, and tokens of the prefix
+
+    def add(self, pairs: Iterable[Load]) -> None:
+        """Count *pairs*, which wait from now on."""
+        for pair in pairs:
+            prefix, length = batch_order(pair, padded=self._padded)
+            self.total += length
+            if not prefix:
+                continue
+            count, tokens = self._prefixes.get(prefix, (0, pair.prefix_tokens))
+            self._prefixes[prefix] = count + 1, tokens
+            self.total += 0 if count else tokens
+
+    def remove(self, pairs: Iterable[Load]) -> None:
+        """Leave out *pairs*, which were added before."""
+        for pair in pairs:
+            prefix, length = batch_order(pair, padded=self._padded)
+            self.total -= length
+            if not prefix:
+                continue
+            count, tokens = self._prefixes.pop(prefix)
+            if count > 1:
+                self._prefixes[prefix] = count - 1, tokens
+            else:
+                self.total -= tokens

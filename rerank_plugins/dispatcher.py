@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rerank_plugins.batching import batch_cost, batch_order, next_batch
+from rerank_plugins.batching import WaitingTokens, batch_cost, batch_order, next_batch
 from rerank_plugins.errors import ClosedError, QueueFullError, RerankTimeoutError, ScoringError
 
 if TYPE_CHECKING:
@@ -70,6 +70,7 @@ class Dispatcher:
         self._sorted: list[Piece] = []
         self._arrival: deque[Piece] = deque()
         self._queued: set[int] = set()
+        self._tokens = WaitingTokens(padded=self._padded)
         self._numbers = count()
         self._stats = DispatchStats()
         self._worker: threading.Thread | None = None
@@ -78,7 +79,7 @@ class Dispatcher:
     @property
     def full(self) -> bool:
         """Whether as many tokens wait as ``queue_tokens`` allows."""
-        return self._stats.tokens_waiting >= self._queue_tokens
+        return self._tokens.total >= self._queue_tokens
 
     def await_room(self, deadline: float | None) -> None:
         """Wait until the queue is below its bound: how a long request goes on once it has begun.
@@ -101,7 +102,7 @@ class Dispatcher:
             if self.full:
                 wait_s = self._retry_after_s()
                 raise QueueFullError(
-                    f"{self._stats.tokens_waiting} tokens are waiting and queue_tokens is "
+                    f"{self._tokens.total} tokens are waiting and queue_tokens is "
                     f"{self._queue_tokens}; try again in {wait_s:.1f} s",
                     retry_after_s=wait_s,
                 )
@@ -127,7 +128,7 @@ class Dispatcher:
                 insort(self._sorted, piece, key=_order)
             self._arrival.extend(pieces)
             self._queued.update(map(id, pieces))
-            self._stats.tokens_waiting += sum(piece.tokens for piece in pieces)
+            self._tokens.add(pieces)
             self._changed.notify_all()
 
     def close(self, *, wait: bool = True) -> None:
@@ -152,7 +153,7 @@ class Dispatcher:
     def stats(self) -> DispatchStats:
         """Return a copy of the counters."""
         with self._changed:
-            return replace(self._stats)
+            return replace(self._stats, tokens_waiting=self._tokens.total)
 
     def _work(self) -> None:
         try:
@@ -184,7 +185,7 @@ class Dispatcher:
             waiting, self._sorted = self._sorted, []
             self._arrival.clear()
             self._queued.clear()
-            self._stats.tokens_waiting = 0
+            self._tokens.remove(waiting)
             self._changed.notify_all()
         return [piece.ticket for piece in waiting]
 
@@ -207,7 +208,7 @@ class Dispatcher:
                 batch = self._sorted[start:stop]
                 del self._sorted[start:stop]
                 self._queued.difference_update(map(id, batch))
-                self._stats.tokens_waiting -= sum(piece.tokens for piece in batch)
+                self._tokens.remove(batch)
                 self._changed.notify_all()
                 if batch := self._wanted(batch):
                     return batch
@@ -223,9 +224,11 @@ class Dispatcher:
     def _forget(self, dropped: set[int]) -> None:
         """Take what was dropped, or has failed, out of the queue; the lock is held."""
         self._stats.pairs_dropped += len(dropped)
-        self._sorted = [piece for piece in self._sorted if not piece.ticket.settled]
-        self._queued = set(map(id, self._sorted))
-        self._stats.tokens_waiting = sum(piece.tokens for piece in self._sorted)
+        # One look at each: a ticket may be settled meanwhile.
+        wanted = [piece for piece in self._sorted if not piece.ticket.settled]
+        self._queued = set(map(id, wanted))
+        self._tokens.remove(piece for piece in self._sorted if id(piece) not in self._queued)
+        self._sorted = wanted
         self._changed.notify_all()
 
     def _score(self, batch: Sequence[Piece]) -> None:

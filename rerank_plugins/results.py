@@ -109,7 +109,8 @@ class EngineStats:
     ``pairs_scored`` went through the model, a document in windows counted once; ``pairs_joined``
     waited for a pair that another request, or the same one, was scoring already. ``tokens_scored``
     counts what was computed: a prefix that pairs share once a batch, where the scorer shares it.
-    ``tokens_padded`` counts the padding that was computed beside.
+    ``tokens_padded`` counts the padding that was computed beside, ``tokens_waiting`` what the queue
+    holds, where such a prefix counts once.
     """
 
     scorer: str

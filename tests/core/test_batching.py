@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rerank_plugins.batching import ATTENDED, batch_cost, batch_order, next_batch
+from rerank_plugins.batching import ATTENDED, WaitingTokens, batch_cost, batch_order, next_batch
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -106,14 +106,13 @@ def test_no_pair_of_another_prefix_is_taken_before_one_of_the_same(
 
     batch = waiting[start:stop]
     if any(pair.prefix != prefix for pair in batch):
-        left_out = [pair.own for pair in waiting if pair.prefix == prefix]
-        for pair in batch:
-            if pair.prefix == prefix:
-                left_out.remove(pair.own)
         same = [pair for pair in batch if pair.prefix == prefix]
-        # What did not come along had no room beside those of its own prefix either.
+        beside = [*waiting[max(0, start - 1) : start], *waiting[stop : stop + 1]]
+        # A neighbour that did not come along had no room beside those of its own prefix either.
         assert not any(
-            fits([*same, Pair(own, prefix)], same[0], budget, padded=False) for own in left_out
+            fits([*same, pair], same[0], budget, padded=False)
+            for pair in beside
+            if pair.prefix == prefix
         )
 
 
@@ -220,3 +219,41 @@ def test_a_prefix_costs_once_in_a_batch_that_is_not_padded() -> None:
 
     assert batch_cost(pairs, padded=False) == 3 + 5 + 1 + 10 + 40 + 7
     assert batch_cost(pairs, padded=True) == 4 * 45
+
+
+@given(st.lists(st.tuples(pairs_waiting, st.booleans()), max_size=6), st.booleans())
+def test_what_waits_costs_what_one_batch_of_it_would(
+    comings: list[tuple[list[Pair], bool]], padded: bool
+) -> None:
+    """Each group of pairs comes, and goes again at once or after all have come."""
+    tokens = WaitingTokens(padded=padded)
+    waiting: list[Pair] = []
+
+    def expected() -> int:
+        if padded:
+            return sum(pair.own + pair.prefix_tokens for pair in waiting)
+        return batch_cost(waiting, padded=False)
+
+    for pairs, stays in comings:
+        tokens.add(pairs)
+        waiting += pairs
+        assert tokens.total == expected()
+        if not stays:
+            tokens.remove(pairs)
+            del waiting[len(waiting) - len(pairs) :]
+            assert tokens.total == expected()
+    while waiting:
+        tokens.remove([waiting.pop()])
+        assert tokens.total == expected()
+    assert tokens.total == 0
+
+
+def test_a_scorer_that_is_wrong_about_its_prefix_leaves_no_tokens_behind() -> None:
+    pairs = [Document(3, 10), Document(4, 99)]
+    tokens = WaitingTokens(padded=False)
+
+    tokens.add(pairs)
+    tokens.remove(pairs[:1])
+    tokens.remove(pairs[1:])
+
+    assert tokens.total == 0
