@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -183,30 +184,22 @@ def batch_that_fits(
         ModelLoadError: the weights and the longest pair, or what was *asked*, do not fit; or the
             files do not tell sizes.
     """
-    need = needs(files, precision, device, longest, trust_remote_code=trust_remote_code)
+    need_in = partial(
+        needs, files, device=device, longest=longest, trust_remote_code=trust_remote_code
+    )
+    need = need_in(precision)
     least = max(asked or 0, longest)
     least_needed = need(least)
     free = free_bytes(device)
     if free is None:
         return asked or default
     if least_needed.total > free:
-        raise ModelLoadError(
-            files.name,
-            _refusal(
-                precision,
-                device,
-                free,
-                least_needed,
-                {
-                    other.precision: needs(
-                        files, other, device, longest, trust_remote_code=trust_remote_code
-                    )(least)
-                    for other in other_precisions(precision, device)
-                },
-                batches=f"activations of {least} tokens",
-                smaller="batch_tokens" if least > longest else "max_length",
-            ),
-        )
+        others = other_precisions(precision, device)
+        in_others = {other.precision: need_in(other)(least) for other in others}
+        what = f"it needs {least_needed.total / GB:.1f} GB on {device} in {precision.precision}"
+        smaller = "batch_tokens" if least > longest else "max_length"
+        refusal = _refusal(what, free, least_needed, in_others, tokens=least, smaller=smaller)
+        raise ModelLoadError(files.name, refusal)
     if asked is not None:
         return asked
     batch = default
@@ -226,20 +219,18 @@ def batch_that_fits(
 
 
 def _refusal(
-    precision: PrecisionChoice,
-    device: torch.device,
+    what: str,
     free: int,
     found: MemoryEstimate,
     others: Mapping[Precision, MemoryEstimate],
     *,
-    batches: str,
+    tokens: int,
     smaller: str,
 ) -> str:
-    """Say what is needed, what is there, and which other settings would fit."""
+    """Say of *what* does not fit what it is made of, what is free, and what would fit."""
     text = (
-        f"it needs {found.total / GB:.1f} GB on {device} in {precision.precision}: weights "
-        f"{found.weights / GB:.1f} GB, {batches} {found.activations / GB:.1f} GB; "
-        f"{free / GB:.1f} GB are free. "
+        f"{what}: weights {found.weights / GB:.1f} GB, activations of {tokens} tokens "
+        f"{found.activations / GB:.1f} GB; {free / GB:.1f} GB are free. "
     )
     ways = [
         f'precision="{other}" ({need.total / GB:.1f} GB)'
