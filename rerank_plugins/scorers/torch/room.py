@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from contextlib import contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -190,7 +191,10 @@ def batch_that_fits(
         ModelLoadError: the weights and the smallest batch, or what was *asked*, do not fit; or the
             files do not tell sizes.
     """
-    need = needs(files, precision, device, longest, trust_remote_code=trust_remote_code)
+    need_in = partial(
+        needs, files, device=device, longest=longest, trust_remote_code=trust_remote_code
+    )
+    need = need_in(precision)
     least = max(1, longest // LEAST_SHARE) if shares_prefixes(files.config) else longest
     smallest = asked or min(default, least)
     found = need(smallest)
@@ -198,25 +202,13 @@ def batch_that_fits(
     if free is None:
         return asked or default
     if found.total > free:
-        others = {
-            other.precision: needs(
-                files, other, device, longest, trust_remote_code=trust_remote_code
-            )(smallest)
-            for other in other_precisions(precision, device)
-        }
+        others = other_precisions(precision, device)
+        in_others = {other.precision: need_in(other)(smallest) for other in others}
+        what = f"it needs {found.total / GB:.1f} GB on {device} in {precision.precision}"
+        smaller = "batch_tokens" if smallest > longest else "max_length"
         row = largest_row(files.config, tokens=smallest, longest=longest)
-        raise ModelLoadError(
-            files.name,
-            _refusal(
-                precision,
-                device,
-                free,
-                found,
-                others,
-                batches=f"activations of {row} tokens",
-                smaller="batch_tokens" if smallest > longest else "max_length",
-            ),
-        )
+        refusal = _refusal(what, free, found, in_others, tokens=row, smaller=smaller)
+        raise ModelLoadError(files.name, refusal)
     if asked is not None:
         return asked
     batch = default
@@ -236,20 +228,18 @@ def batch_that_fits(
 
 
 def _refusal(
-    precision: PrecisionChoice,
-    device: torch.device,
+    what: str,
     free: int,
     found: MemoryEstimate,
     others: Mapping[Precision, MemoryEstimate],
     *,
-    batches: str,
+    tokens: int,
     smaller: str,
 ) -> str:
-    """Say what is needed, what is there, and which other settings would fit."""
+    """Say of *what* does not fit what it is made of, what is free, and what would fit."""
     text = (
-        f"it needs {found.total / GB:.1f} GB on {device} in {precision.precision}: weights "
-        f"{found.weights / GB:.1f} GB, {batches} {found.activations / GB:.1f} GB; "
-        f"{free / GB:.1f} GB are free. "
+        f"{what}: weights {found.weights / GB:.1f} GB, activations of {tokens} tokens "
+        f"{found.activations / GB:.1f} GB; {free / GB:.1f} GB are free. "
     )
     ways = [
         f'precision="{other}" ({need.total / GB:.1f} GB)'
