@@ -116,7 +116,8 @@ def _attend(
     weights = count * heads * key.shape[2] * query.element_size()
     step = max(FEWEST_QUERIES, min(MOST_QUERIES, WEIGHTS_BYTES // weights))
     answer = torch.empty_like(query)
-    for start in range(0, queries, step):
+    # The widest step first: growing ones would each find the memory of the last too small.
+    for start in reversed(range(0, queries, step)):
         end = min(start + step, queries)
         seen = range(max(0, before + start + 1 - window) if window else 0, before + end)
         answer[:, :, start:end] = _attend_masked(

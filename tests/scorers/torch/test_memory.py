@@ -23,6 +23,7 @@ from rerank_plugins.scorers.torch.hardware import PrecisionChoice, torch_dtype
 from rerank_plugins.scorers.torch.head import widen_head
 from rerank_plugins.scorers.torch.memory import SavedTensor, estimate, saved_tensors, weight_bytes
 from rerank_plugins.scorers.torch.row import PackedRow, Segment
+from tests.tiny_language_models import write_language_model
 from tests.tiny_torch import ARCHITECTURES, write_torch_model
 
 if TYPE_CHECKING:
@@ -192,7 +193,7 @@ MEASURE = """
 import json, pathlib, re, sys
 import numpy as np, torch
 from rerank_plugins.config import Precision, RerankConfig
-from rerank_plugins.models.encoding import TokenPair
+from rerank_plugins.models.encoding import Prefix, TokenPair
 from rerank_plugins.models.files import find_model
 from rerank_plugins.models.weights import choose_torch
 from rerank_plugins.scorers.torch import loading  # its own memory is not the model's
@@ -213,11 +214,16 @@ told = estimate(
 )
 before = status("VmRSS")
 settings = {"model": folder, "backend": "torch", "device": "cpu", "precision": precision}
+if longest > 4096:
+    settings["max_length"] = 32_768
 scorer = open_torch_scorer(RerankConfig(**settings))
 loaded = status("VmRSS")
 pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak begins anew
-pair = TokenPair(ids=np.full(longest, 5, dtype=np.int32), segments=None, truncated=False)
-scorer.forward([pair] * max(1, tokens // longest))
+shared = 100 if files.config["model_type"] == "qwen3" else 0
+prefix = Prefix(ids=np.full(shared, 5, dtype=np.int32), key=b"query") if shared else None
+ids = np.full(longest - shared, 5, dtype=np.int32)
+pair = TokenPair(ids=ids, segments=None, truncated=False, prefix=prefix)
+scorer.forward([pair] * max(1, tokens // len(ids)))
 peak = status("VmHWM")
 print(json.dumps({
     "told": told.total, "measured": peak - before,
@@ -227,7 +233,7 @@ print(json.dumps({
 
 WRITE = """
 import sys, torch
-from transformers import AutoConfig, AutoModelForSequenceClassification
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
 sizes = dict(vocab_size=60000, hidden_size=1024, num_hidden_layers=6, num_attention_heads=16)
 settings = {
     "xlm-roberta": dict(
@@ -237,9 +243,19 @@ settings = {
         intermediate_size=2624, max_position_embeddings=4096, pad_token_id=0, cls_token_id=2,
         sep_token_id=3, bos_token_id=2, eos_token_id=3,
     ),
-}[sys.argv[2]]
-config = AutoConfig.for_model(sys.argv[2], num_labels=1, **sizes, **settings)
-model = AutoModelForSequenceClassification.from_config(config, dtype=torch.bfloat16)
+    "qwen3": dict(
+        intermediate_size=3072, num_key_value_heads=8, head_dim=128, max_position_embeddings=40960,
+        tie_word_embeddings=True,
+    ),
+}
+kind, _, layers = sys.argv[2].partition(" of ")
+sizes["num_hidden_layers"] = int(layers or 6)
+if kind == "qwen3":
+    auto, labels = AutoModelForCausalLM, {}
+else:
+    auto, labels = AutoModelForSequenceClassification, {"num_labels": 1}
+config = AutoConfig.for_model(kind, **labels, **sizes, **settings[kind])
+model = auto.from_config(config, dtype=torch.bfloat16)
 model.save_pretrained(sys.argv[1])
 """
 
@@ -252,7 +268,11 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
     def write(kind: str) -> Path:
         if kind not in made:
             folder = made[kind] = tmp_path_factory.mktemp("large")
-            tiny = write_torch_model(folder / "tiny", kind.replace("modernbert", "modernbert cls"))
+            if kind.startswith("qwen3"):
+                tiny = write_language_model(folder / "tiny")
+            else:
+                name = kind.replace("modernbert", "modernbert cls")
+                tiny = write_torch_model(folder / "tiny", name)
             (folder / "tokenizer.json").write_bytes((tiny / "tokenizer.json").read_bytes())
             subprocess.run(
                 [sys.executable, "-W", "ignore", "-c", WRITE, str(folder), kind], check=True
@@ -272,6 +292,8 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
         ("xlm-roberta", "fp32", 2048, 512),
         ("xlm-roberta", "int4", 2048, 512),
         ("modernbert", "bf16", 2048, 4096),
+        ("qwen3", "bf16", 2048, 300),
+        ("qwen3 of 3", "bf16", 2048, 30_000),
     ],
 )
 def test_a_model_takes_no_more_than_it_is_said_to_and_not_much_less(
