@@ -14,7 +14,6 @@ from rerank_plugins.config import WEIGHT_ONLY
 from rerank_plugins.errors import ModelLoadError, first_line
 from rerank_plugins.models.layouts import layout_of
 from rerank_plugins.models.settings import first_position, pad_id
-from rerank_plugins.scorers.torch.allocator import keep_memory
 from rerank_plugins.scorers.torch.hardware import torch_dtype
 from rerank_plugins.scorers.torch.head import widen_head
 from rerank_plugins.scorers.torch.language import AnsweringModel, read_answers
@@ -118,8 +117,6 @@ def _make_ready(
             layers = find_layers(backbone, layout)
             prepack(layers, layout)
             fuse_norms(layers)
-            if device.type == "cpu":
-                keep_memory()
             if layout.packed:
                 execution = PackedExecution(
                     model, backbone, layout, first_position=first_position, segments=segments

@@ -10,7 +10,6 @@ from rerank_plugins.config import Precision
 from rerank_plugins.errors import ModelLoadError, ScoringError, first_line
 from rerank_plugins.models.windows import single_pairs
 from rerank_plugins.scorers.labels import check_head, to_logits
-from rerank_plugins.scorers.torch.allocator import return_memory
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -93,7 +92,6 @@ class TorchScorer:
         if self._execution is not None:
             self._execution.close()
             self._execution = None
-            return_memory()
             if torch.cuda.is_available():
                 torch.cuda.empty_cache()
 
