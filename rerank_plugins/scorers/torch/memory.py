@@ -36,7 +36,7 @@ BYTES: Final = {Precision.FP32: 4, Precision.FP16: 2, Precision.BF16: 2}
 SLACK: Final = 1.25
 """What allocators and the scratch space of matrix products add to the tensors themselves."""
 
-BESIDE: Final = 80_000_000
+BESIDE: Final = 110_000_000
 """Bytes that a process takes beside both: the model's code, its tokenizer, kernels made ready."""
 
 MASK_BYTES: Final = 20

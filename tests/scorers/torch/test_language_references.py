@@ -43,6 +43,7 @@ FAMILY_OF = {
     "qwen2 classifier": "mxbai-rerank-v2",
     "gemma": "bge-reranker-gemma",
     "llama": "qwen3-reranker",
+    "mistral": "qwen3-reranker",
 }
 EVERY_MODEL = pytest.mark.parametrize("name", LANGUAGE_MODELS)
 INSTRUCTION = "find the cat on the mat"
