@@ -270,7 +270,7 @@ def test_what_a_torch_model_takes_is_shown_whether_it_fits_or_not(
     )
     weights = [row["weights"] for row in rows.values()]
     assert weights[0] > weights[1] > weights[3]
-    assert "memory, estimated\n  fp32  0.0" in printed
+    assert "memory, estimated\n  fp32  0.1" in printed
     assert "activations of 500 tokens" in printed
 
 
