@@ -68,6 +68,36 @@ def load_model(
     Raises:
         ModelLoadError: it is not of that *kind*, needs code of its own, or its weights do not fit.
     """
+    _check_supported(files, kind, trust_remote_code=trust_remote_code)
+    try:
+        with BUILDING:
+            config = _read_config(files, trust_remote_code=trust_remote_code)
+            with _silenced_report():
+                model, report = _build(
+                    files,
+                    config,
+                    dtype,
+                    kind,
+                    trust_remote_code=trust_remote_code,
+                    layers_later=layers_later,
+                )
+    except ModelLoadError:
+        raise
+    # Settings and weights of strangers meet code of many hands: it raises anything.
+    except Exception as exc:
+        other = _another(files, kind)
+        what = f"it is {other}: " if other else ""
+        raise ModelLoadError(
+            files.name,
+            f"{what}transformers {transformers_version} cannot build it: "
+            f"{type(exc).__name__}: {first_line(exc)}",
+        ) from exc
+    _check_fit(files, report, kind)
+    return model
+
+
+def _check_supported(files: ModelFiles, kind: ModelKind, *, trust_remote_code: bool) -> None:
+    """Raise `ModelLoadError` where code or number formats of a model's own stand in the way."""
     is_known = files.config.get("model_type") in kind.known
     if kind is LANGUAGE_MODEL and not is_known:
         raise ModelLoadError(
@@ -94,31 +124,6 @@ def load_model(
             "its weights are quantised in a format of their own (quantization_config), which is "
             "not supported; take the checkpoint that it was made from",
         )
-    try:
-        with BUILDING:
-            config = _read_config(files, trust_remote_code=trust_remote_code)
-            with _silenced_report():
-                model, report = _build(
-                    files,
-                    config,
-                    dtype,
-                    kind,
-                    trust_remote_code=trust_remote_code,
-                    layers_later=layers_later,
-                )
-    except ModelLoadError:
-        raise
-    # Settings and weights of strangers meet code of many hands: it raises anything.
-    except Exception as exc:
-        other = _another(files, kind)
-        what = f"it is {other}: " if other else ""
-        raise ModelLoadError(
-            files.name,
-            f"{what}transformers {transformers_version} cannot build it: "
-            f"{type(exc).__name__}: {first_line(exc)}",
-        ) from exc
-    _check_fit(files, report, kind)
-    return model
 
 
 def saved_dtype(files: ModelFiles) -> torch.dtype | None:
