@@ -130,7 +130,7 @@ def test_every_pair_has_the_ids_and_the_logit_of_the_card(
 
     assert [ids_of(pair) for pair in model.encoded] == [model.card.ids(*p) for p in model.pairs]
     assert_equal(model.found(range(len(model.pairs))), model.expected)
-    assert np.ptp(model.expected) >= 1
+    assert model.expected.std() >= 0.5  # so that they range over 1 at least
     assert max(pair.tokens for pair in model.encoded) == model.card.longest()
     assert any(pair.truncated for pair in model.encoded)
 
