@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
 from rerank_plugins.batching import ATTENDED
-from rerank_plugins.config import WEIGHT_ONLY, Precision
 from rerank_plugins.models.layouts import layout_of
+from rerank_plugins.options import WEIGHT_ONLY, Precision
 from rerank_plugins.scorers.torch.by_length import (
     FEWEST_QUERIES,
     LONGEST_BY_PRODUCTS,
@@ -36,7 +36,7 @@ BYTES: Final = {Precision.FP32: 4, Precision.FP16: 2, Precision.BF16: 2}
 SLACK: Final = 1.25
 """What allocators and the scratch space of matrix products add to the tensors themselves."""
 
-BESIDE: Final = 110_000_000
+BESIDE: Final = 150_000_000
 """Bytes that a process takes beside both: the model's code, its tokenizer, kernels made ready."""
 
 MASK_BYTES: Final = 20
@@ -143,7 +143,7 @@ def estimate(
       (pairs of up to `LONGEST_BY_PRODUCTS` tokens), and in architectures that run padded; of a
       language model those of a step of queries, twice, and keys and values once more for as many
       pairs as see their prefix in one call;
-    * the largest weight once more, widened or reordered for its product.
+    * the largest weight twice more, widened and then reordered for its product.
     """
     size = BYTES[precision.arithmetic]
     shape = _Shape.of(config)
@@ -160,7 +160,7 @@ def estimate(
     largest = max((t.count for t in tensors if t.is_linear), default=0)
     return MemoryEstimate(
         weights=weight_bytes(tensors, precision),
-        activations=int(SLACK * (activations + largest * (size + 1))),
+        activations=int(SLACK * (activations + largest * (2 * size + 1))),
     )
 
 
