@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 from workloads import SHAPES, make_requests
 
-from rerank_plugins.config import Precision, RerankConfig
+from rerank_plugins.config import RerankConfig
 from rerank_plugins.export.drift import measure_drift
+from rerank_plugins.options import Precision
 from rerank_plugins.scorers.torch.opening import open_torch_scorer
 
 if TYPE_CHECKING:

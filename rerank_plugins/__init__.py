@@ -6,13 +6,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from rerank_plugins.config import (
-        Activation,
-        Backend,
-        Precision,
-        RerankConfig,
-        Truncation,
-    )
+    from rerank_plugins.config import RerankConfig
     from rerank_plugins.errors import (
         ClosedError,
         ConfigError,
@@ -25,6 +19,15 @@ if TYPE_CHECKING:
         RerankTimeoutError,
         ScoringError,
     )
+    from rerank_plugins.events import (
+        BatchEvent,
+        LoadEvent,
+        Observer,
+        RequestEvent,
+        StageSeconds,
+        SwitchEvent,
+    )
+    from rerank_plugins.options import Activation, Backend, Precision, Truncation
     from rerank_plugins.protocols import (
         EncodedPair,
         InstructedScorer,
@@ -39,7 +42,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
-    "config": ("Activation", "Backend", "Precision", "RerankConfig", "Truncation"),
+    "config": ("RerankConfig",),
     "errors": (
         "ClosedError",
         "ConfigError",
@@ -52,6 +55,15 @@ _HOMES = {
         "RerankTimeoutError",
         "ScoringError",
     ),
+    "events": (
+        "BatchEvent",
+        "LoadEvent",
+        "Observer",
+        "RequestEvent",
+        "StageSeconds",
+        "SwitchEvent",
+    ),
+    "options": ("Activation", "Backend", "Precision", "Truncation"),
     "protocols": (
         "EncodedPair",
         "InstructedScorer",
@@ -68,6 +80,7 @@ _HOME_OF = {name: module for module, names in _HOMES.items() for name in names}
 __all__ = [
     "Activation",
     "Backend",
+    "BatchEvent",
     "ClosedError",
     "ConfigError",
     "DroppedDocument",
@@ -77,19 +90,24 @@ __all__ = [
     "InputTypeError",
     "InstructedScorer",
     "LanguageDetector",
+    "LoadEvent",
     "MissingExtraError",
     "ModelLoadError",
     "Normalizer",
+    "Observer",
     "Precision",
     "QueueFullError",
     "RankedDocument",
     "Ranking",
+    "RequestEvent",
     "RerankConfig",
     "RerankError",
     "RerankTimeoutError",
     "Reranker",
     "Scorer",
     "ScoringError",
+    "StageSeconds",
+    "SwitchEvent",
     "TextHook",
     "Truncation",
     "Window",

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from rerank_plugins.config import Duplicates
+from rerank_plugins.options import Duplicates
 from rerank_plugins.text.terms import split_words
 
 if TYPE_CHECKING:

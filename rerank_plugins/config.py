@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
-from enum import StrEnum
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Self, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from rerank_plugins.errors import ConfigError
+from rerank_plugins.events import Observer
+from rerank_plugins.options import (
+    WEIGHT_ONLY,
+    Activation,
+    Backend,
+    Duplicates,
+    LongDocuments,
+    OnError,
+    Precision,
+    Priority,
+    SpecialTokens,
+    Truncation,
+    WhenFull,
+    WindowScore,
+)
 
 EMBEDDED = "embedded"
 """The model that ships with this package: English, no download."""
@@ -19,103 +33,18 @@ EMBEDDED = "embedded"
 LEXICAL = "lexical"
 """Word overlap weighted by background frequencies: any language, no model."""
 
+RETRIEVAL_ORDER = "retrieval_order"
+"""The end of a fallback chain: documents as they were given, best first."""
+
 LONGEST_TIMEOUT_S = 4_000_000
 """Longest wait in seconds, 46 days: what the locks of every platform can wait for."""
 
 ENV_PREFIX = "RERANK_PLUGINS_"
 
-FUNCTION_SETTINGS = frozenset({"normalizer", "language_detector", "text_hook"})
-"""Settings that are functions: no variable and no flag can hold them."""
+FUNCTION_SETTINGS = frozenset({"normalizer", "language_detector", "text_hook", "observers"})
+"""Settings that are functions or objects: no variable and no flag can hold them."""
 
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]+)?")
-
-
-class Backend(StrEnum):
-    """What runs the model; ``auto`` follows from its name, its files and what is installed."""
-
-    AUTO = "auto"
-    TORCH = "torch"
-    ONNX = "onnx"
-    LEXICAL = "lexical"
-
-
-class Precision(StrEnum):
-    """Number format of the weights: of the ONNX file that is taken, or that torch computes in.
-
-    In torch, ``int8`` and ``int4`` are how weights are kept; it computes in what ``auto`` would.
-    """
-
-    AUTO = "auto"
-    FP32 = "fp32"
-    FP16 = "fp16"
-    BF16 = "bf16"
-    INT8 = "int8"
-    INT4 = "int4"
-
-
-WEIGHT_ONLY = frozenset({Precision.INT8, Precision.INT4})
-"""Formats that torch keeps weights in, and computes in none of."""
-
-
-class Truncation(StrEnum):
-    """What is cut where a pair is longer than ``max_length``.
-
-    ``auto`` is what the model's reference does: ``longest_first`` for cross-encoders, the rule of
-    its family for a language model. ``longest_first`` cuts the longer of the two texts, token by
-    token, as transformers and sentence-transformers do. ``only_second`` caps the query at three
-    quarters of ``max_length`` and then cuts the document alone, as FlagEmbedding does.
-    """
-
-    AUTO = "auto"
-    LONGEST_FIRST = "longest_first"
-    ONLY_SECOND = "only_second"
-
-
-class SpecialTokens(StrEnum):
-    """What the text of a special token ("</s>", "<|im_end|>") is inside a query or document.
-
-    ``plain`` spells it out like any other text, so that a document cannot pretend to end, or to be
-    a query. ``parse`` makes it the token, as the reference code of most models does.
-    """
-
-    PLAIN = "plain"
-    PARSE = "parse"
-
-
-class LongDocuments(StrEnum):
-    """What becomes of a document that is longer than a pair has room for.
-
-    ``truncate`` scores its beginning. ``window`` scores all of it in windows that overlap, and
-    ``window_score`` says how their logits become one.
-    """
-
-    TRUNCATE = "truncate"
-    WINDOW = "window"
-
-
-class WindowScore(StrEnum):
-    """What the logits of a document's windows come to."""
-
-    MAX = "max"
-    MEAN = "mean"
-
-
-class Duplicates(StrEnum):
-    """What becomes of documents whose text another one before them has; each is scored once.
-
-    ``keep`` ranks every one. ``drop`` ranks the first and lists the rest in `Ranking.dropped`.
-    """
-
-    KEEP = "keep"
-    DROP = "drop"
-
-
-class Activation(StrEnum):
-    """What turns a logit into a score; ``auto`` is what the model's own settings say."""
-
-    AUTO = "auto"
-    SIGMOID = "sigmoid"
-    LOGIT = "logit"
 
 
 _NOT_TOGETHER: dict[tuple[Backend, Precision], str] = {
@@ -210,11 +139,41 @@ class Settings(BaseModel):
     queue_tokens: int = Field(
         default=4_000_000, ge=1, description="tokens that may wait before QueueFullError"
     )
+    when_full: WhenFull = Field(
+        default=WhenFull.RAISE,
+        description="whether a request waits for room in a full queue, or gets QueueFullError",
+    )
+    priority: Priority = Field(
+        default=Priority.INTERACTIVE,
+        description="whether requests may pass bulk ones, or are bulk themselves",
+    )
+    max_wait_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=60,
+        allow_inf_nan=False,
+        description="seconds that pairs may wait for a batch to fill while the engine is busy",
+    )
+    replicas: int | tuple[str, ...] = Field(
+        default=1,
+        description="copies of the model that share one queue: how many, or one for each device",
+    )
     timeout_s: float | None = Field(
         default=None,
         gt=0,
         le=LONGEST_TIMEOUT_S,
         description="seconds a request may take; no limit where not set",
+    )
+    on_error: OnError = Field(
+        default=OnError.RAISE,
+        description="whether a request that the model cannot answer fails, or falls back",
+    )
+    fallback: tuple[str, ...] = Field(
+        default=("embedded", "lexical", RETRIEVAL_ORDER),
+        description="who answers instead, in this order: models, or the order as it was given",
+    )
+    observers: SkipJsonSchema[tuple[Observer, ...]] = Field(
+        default=(), description="are told of every batch, request and change of state"
     )
     revision: str | None = Field(default=None, description="branch, tag or commit on the hub")
     local_files_only: bool = Field(default=False, description="never ask the hub")
@@ -240,6 +199,8 @@ class Settings(BaseModel):
         "cache_entries",
         "batch_tokens",
         "queue_tokens",
+        "max_wait_s",
+        "replicas",
         "timeout_s",
         mode="before",
     )
@@ -248,6 +209,39 @@ class Settings(BaseModel):
         # True would count as 1.
         if isinstance(value, bool):
             raise ValueError("expected a number")  # noqa: TRY004  pydantic wants it
+        return value
+
+    @field_validator("replicas", mode="before")
+    @classmethod
+    def _replicas_are_written_out(cls, value: object) -> object:
+        if not isinstance(value, str):
+            return value
+        return int(value) if value.strip().isdecimal() else _words(value)
+
+    @field_validator("replicas")
+    @classmethod
+    def _replicas_are_some(cls, value: int | tuple[str, ...]) -> int | tuple[str, ...]:
+        if value in (0, ()) or (isinstance(value, int) and value < 0):
+            raise ValueError("expected a number of at least 1, or the devices of the replicas")
+        for device in () if isinstance(value, int) else value:
+            if device == "auto" or not _DEVICE.fullmatch(device):
+                raise ValueError('a device of a replica is "cpu", "cuda", "cuda:N" or "mps"')
+        return value
+
+    @field_validator("fallback", mode="before")
+    @classmethod
+    def _fallbacks_are_written_out(cls, value: object) -> object:
+        return _words(value) if isinstance(value, str) else value
+
+    @field_validator("fallback")
+    @classmethod
+    def _fallbacks_are_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not all(name.strip() for name in value):
+            raise ValueError("a name is blank")
+        if RETRIEVAL_ORDER in value[:-1]:
+            raise ValueError(f"{RETRIEVAL_ORDER!r} always answers, so nothing may stand behind it")
+        if len(set(value)) < len(value):
+            raise ValueError("a name stands twice")
         return value
 
     @field_validator("instruction")
@@ -283,6 +277,12 @@ class Settings(BaseModel):
             raise ValueError(f'model="{self.model}" has no PyTorch weights; leave backend out')
         if self.backend is Backend.TORCH and self.model.endswith(".onnx"):
             raise ValueError(f'backend="torch" runs no ONNX file, but model is {self.model!r}')
+        return self
+
+    @model_validator(mode="after")
+    def _fallback_is_some(self) -> Self:
+        if self.on_error is OnError.FALLBACK and not self.fallback:
+            raise ValueError('on_error="fallback" needs a fallback; name at least one')
         return self
 
     @model_validator(mode="after")
@@ -370,11 +370,22 @@ class RerankSettings(TypedDict, total=False):
     cache_entries: int
     batch_tokens: int | None
     queue_tokens: int
+    when_full: WhenFull | str
+    priority: Priority | str
+    max_wait_s: float
+    replicas: int | Sequence[str]
     timeout_s: float | None
+    on_error: OnError | str
+    fallback: Sequence[str]
+    observers: Sequence[Observer]
     revision: str | None
     local_files_only: bool
     trust_remote_code: bool
     allow_pickle: bool
+
+
+def _words(value: str) -> tuple[str, ...]:
+    return tuple(filter(None, (part.strip() for part in value.split(","))))
 
 
 def _parse_routes(value: str) -> dict[str, str]:

@@ -17,7 +17,7 @@ from rerank_plugins.reranker import Reranker
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from rerank_plugins.config import Duplicates
+    from rerank_plugins.options import Duplicates
     from rerank_plugins.results import Ranking
 
 T = TypeVar("T")

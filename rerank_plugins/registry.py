@@ -13,9 +13,10 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rerank_plugins.config import LEXICAL, Backend
+from rerank_plugins.config import LEXICAL
 from rerank_plugins.engine import Engine
 from rerank_plugins.errors import ClosedError, ConfigError
+from rerank_plugins.options import Backend
 from rerank_plugins.scorers import open_scorer
 
 if TYPE_CHECKING:
@@ -39,6 +40,8 @@ _ENGINE_SETTINGS = (
     "cache_entries",
     "batch_tokens",
     "queue_tokens",
+    "max_wait_s",
+    "replicas",
     "revision",
     "local_files_only",
     "trust_remote_code",

@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeGuard, TypeVar, overload
 
 from rerank_plugins.candidates import ALL, Choice, Chosen
-from rerank_plugins.config import LONGEST_TIMEOUT_S, Duplicates, Settings
+from rerank_plugins.config import LONGEST_TIMEOUT_S, Settings
 from rerank_plugins.errors import InputError, InputTypeError, ScoringError
 from rerank_plugins.jobs import Job
+from rerank_plugins.options import Duplicates
 
 T = TypeVar("T")
 

@@ -12,11 +12,12 @@ from typing import TYPE_CHECKING, Self, TypeVar, Unpack
 
 from rerank_plugins.candidates import ALL
 from rerank_plugins.cleaning import Cleaner
-from rerank_plugins.config import EMBEDDED, Activation, RerankConfig
+from rerank_plugins.config import EMBEDDED, RerankConfig
 from rerank_plugins.engine import deadline_after
 from rerank_plugins.errors import ClosedError, ConfigError, RerankTimeoutError
 from rerank_plugins.finishing import ranking_of, scores_of
 from rerank_plugins.jobs import Job
+from rerank_plugins.options import Activation
 from rerank_plugins.protocols import AnyScorer, Scorer
 from rerank_plugins.registry import Leases
 from rerank_plugins.requests import (
@@ -34,7 +35,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from types import TracebackType
 
-    from rerank_plugins.config import Duplicates, RerankSettings
+    from rerank_plugins.config import RerankSettings
+    from rerank_plugins.options import Duplicates
     from rerank_plugins.results import EngineStats, Ranking
 
 _R = TypeVar("_R", bound="Reranker")

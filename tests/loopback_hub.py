@@ -22,7 +22,8 @@ CLIENT = """
 import json, sys
 from functools import partial
 from rerank_plugins import scorers
-from rerank_plugins.config import Precision, RerankConfig
+from rerank_plugins.config import RerankConfig
+from rerank_plugins.options import Precision
 from rerank_plugins.errors import RerankError
 from rerank_plugins.models.files import find_model
 from rerank_plugins.models.weights import choose_onnx, choose_torch, wanted_precisions

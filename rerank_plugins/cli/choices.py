@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from rerank_plugins.config import EMBEDDED, LEXICAL, Backend
+from rerank_plugins.config import EMBEDDED, LEXICAL
+from rerank_plugins.options import Backend
 from rerank_plugins.scorers.selection import Choice, as_set, settled_backend, unread
 
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from rerank_plugins.config import Backend, RerankConfig
+from rerank_plugins.config import RerankConfig
 from rerank_plugins.errors import InputError, MissingExtraError, ModelLoadError, first_line
 from rerank_plugins.export import conversions, graph, quantizing
 from rerank_plugins.export.drift import measure_drift
@@ -30,6 +30,7 @@ from rerank_plugins.models.manifest import EXACT, total_bytes
 from rerank_plugins.models.settings import longest_pair
 from rerank_plugins.models.weights import choose_torch
 from rerank_plugins.models.windows import single_pairs
+from rerank_plugins.options import Backend
 from rerank_plugins.scorers.onnx.scorer import OnnxScorer
 from rerank_plugins.scorers.runtime import import_onnxruntime
 

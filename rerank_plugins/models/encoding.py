@@ -9,11 +9,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from rerank_plugins.config import SpecialTokens, Truncation
 from rerank_plugins.models.special_tokens import TextTokenizer
 from rerank_plugins.models.template import PairTemplate
 from rerank_plugins.models.token_cache import TokenCache, Tokens
 from rerank_plugins.models.windows import in_windows
+from rerank_plugins.options import SpecialTokens, Truncation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,11 +8,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rerank_plugins.config import Backend
 from rerank_plugins.errors import ConfigError, ModelLoadError
 from rerank_plugins.models.hub import SETTINGS, TOKENIZER, check_tokenizer, fetch
 from rerank_plugins.models.integrity import check_code, check_file, digest, shards_of
 from rerank_plugins.models.weights import INDEX, external_data
+from rerank_plugins.options import Backend
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

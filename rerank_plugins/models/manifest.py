@@ -6,10 +6,10 @@ import json
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from rerank_plugins.config import Precision
 from rerank_plugins.errors import ModelLoadError
 from rerank_plugins.models.integrity import digest
 from rerank_plugins.models.weights import external_data
+from rerank_plugins.options import Precision
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping

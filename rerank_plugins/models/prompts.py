@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import numpy as np
 
-from rerank_plugins.config import SpecialTokens, Truncation
 from rerank_plugins.errors import InputError
 from rerank_plugins.models.encoding import (
     LEAST_ROOM,
@@ -27,6 +26,7 @@ from rerank_plugins.models.frames import Form, Frame, Part
 from rerank_plugins.models.special_tokens import TextTokenizer, parsed_ids
 from rerank_plugins.models.token_cache import TokenCache, Tokens
 from rerank_plugins.models.windows import WindowedPair, in_windows
+from rerank_plugins.options import SpecialTokens, Truncation
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

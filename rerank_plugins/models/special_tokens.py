@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 
 import numpy as np
 
-from rerank_plugins.config import SpecialTokens
+from rerank_plugins.options import SpecialTokens
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

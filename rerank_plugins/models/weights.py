@@ -7,8 +7,8 @@ from collections.abc import Callable, Collection, Sequence
 from pathlib import PurePosixPath
 from typing import TypeAlias
 
-from rerank_plugins.config import Precision
 from rerank_plugins.errors import ModelLoadError
+from rerank_plugins.options import Precision
 
 ChooseFiles: TypeAlias = Callable[[str, Collection[str]], Sequence[str]]
 """From a model's name and its file names, relative to its folder, to the weights to take.

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Generic, Self
 
-from rerank_plugins.config import LongDocuments, WindowScore
+from rerank_plugins.options import LongDocuments, WindowScore
 from rerank_plugins.protocols import PairT
 from rerank_plugins.results import Window
 

@@ -163,6 +163,7 @@ def test_every_setting_but_the_functions_is_a_flag(run: Run) -> None:
         "normalizer",
         "language_detector",
         "text_hook",
+        "observers",
     }
     for name in setting_names():
         assert f"--{name.replace('_', '-')}" in shown

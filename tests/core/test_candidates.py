@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from rerank_plugins.candidates import ALL, Choice, Chosen, _find_similar, choose, find_copies
-from rerank_plugins.config import Duplicates
+from rerank_plugins.options import Duplicates
 from rerank_plugins.text.terms import split_words
 
 if TYPE_CHECKING:

@@ -93,7 +93,7 @@ def test_what_is_no_model_is_refused() -> None:
 def test_settings_have_a_json_schema_without_the_functions() -> None:
     properties = RerankConfig.model_json_schema()["properties"]
 
-    assert set(properties) == set(RerankConfig.model_fields) - {"text_hook"}
+    assert set(properties) == set(RerankConfig.model_fields) - {"text_hook", "observers"}
     assert "default" in str(properties["normalizer"])
 
 

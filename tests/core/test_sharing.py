@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rerank_plugins import RerankConfig, Reranker
+from rerank_plugins.events import Observer
 from rerank_plugins.registry import ENGINES
 from rerank_plugins.testing import FakeScorer
 
@@ -28,6 +29,8 @@ OTHER_ENGINE: dict[str, object] = {
     "cache_entries": 3,
     "batch_tokens": 100,
     "queue_tokens": 1000,
+    "max_wait_s": 0.01,
+    "replicas": 2,
     "revision": "v1",
     "local_files_only": True,
     "trust_remote_code": True,
@@ -40,6 +43,11 @@ SAME_ENGINE: dict[str, object] = {
     "text_hook": lambda text, language, role: text,
     "language_models": {"zh": "owner/other"},
     "timeout_s": 3.0,
+    "when_full": "wait",
+    "priority": "bulk",
+    "on_error": "fallback",
+    "fallback": ("lexical",),
+    "observers": (Observer(),),
     "instruction": "find facts",
     "duplicates": "drop",
     "near_duplicates": 0.9,

@@ -11,9 +11,9 @@ import pytest
 
 from rerank_plugins import Reranker, ScoringError, Window
 from rerank_plugins.cache import PairCache
-from rerank_plugins.config import WindowScore
 from rerank_plugins.jobs import CachedPair, Job
 from rerank_plugins.models.windows import WindowedPair
+from rerank_plugins.options import WindowScore
 from rerank_plugins.testing import FakePair, FakeScorer
 
 if TYPE_CHECKING:

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 
 from rerank_plugins import Reranker
-from rerank_plugins.config import Precision, RerankConfig
+from rerank_plugins.config import RerankConfig
 from rerank_plugins.errors import ConfigError, ScoringError
+from rerank_plugins.options import Precision
 from tests.tiny_models import WORDS
 
 torch = pytest.importorskip("torch", reason="torch is not installed")

@@ -14,9 +14,10 @@ from llama_index.core.callbacks import CallbackManager
 from llama_index.core.postprocessor.types import BaseNodePostprocessor
 from llama_index.core.schema import MetadataMode
 
-from rerank_plugins.config import Activation, RerankConfig
+from rerank_plugins.config import RerankConfig
 from rerank_plugins.errors import ConfigError, MissingExtraError
 from rerank_plugins.llama_index import RerankPostprocessor
+from rerank_plugins.options import Activation
 from rerank_plugins.reranker import Reranker
 from rerank_plugins.testing import FakeScorer
 

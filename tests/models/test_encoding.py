@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, processors
 
-from rerank_plugins.config import Truncation
 from rerank_plugins.models.encoding import (
     PairEncoder,
     PairTemplate,
@@ -21,6 +20,7 @@ from rerank_plugins.models.encoding import (
     cut_longest_first,
     cut_only_second,
 )
+from rerank_plugins.options import Truncation
 from tests.tiny_models import Kind, make_tokenizer
 
 KINDS: tuple[Kind, ...] = ("bert", "xlm-roberta", "roberta")

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from rerank_plugins.config import Backend
 from rerank_plugins.errors import ConfigError, ModelLoadError
 from rerank_plugins.models.choosing import choose_family
 from rerank_plugins.models.families import FAMILIES, family_named, fill
 from rerank_plugins.models.files import ModelFiles
+from rerank_plugins.options import Backend
 
 if TYPE_CHECKING:
     from pathlib import Path

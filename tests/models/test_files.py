@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rerank_plugins.config import Backend, Precision
 from rerank_plugins.errors import ConfigError, ModelLoadError
 from rerank_plugins.models.files import find_model
 from rerank_plugins.models.weights import (
@@ -17,6 +16,7 @@ from rerank_plugins.models.weights import (
     external_data,
     wanted_precisions,
 )
+from rerank_plugins.options import Backend, Precision
 from tests.tiny_models import write_checkpoint, write_model
 
 if TYPE_CHECKING:

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rerank_plugins.config import Precision
 from rerank_plugins.errors import ModelLoadError
 from rerank_plugins.models.files import find_model
 from rerank_plugins.models.integrity import check_file, check_safetensors
 from rerank_plugins.models.weights import choose_onnx, choose_torch, wanted_precisions
+from rerank_plugins.options import Precision
 from tests.tiny_models import write_checkpoint, write_model
 
 if TYPE_CHECKING:

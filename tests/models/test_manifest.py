@@ -7,11 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from rerank_plugins.config import Precision, RerankConfig
+from rerank_plugins.config import RerankConfig
 from rerank_plugins.errors import ModelLoadError
 from rerank_plugins.models import manifest
 from rerank_plugins.models.integrity import digest
 from rerank_plugins.models.manifest import FileRecord, preferred_files, read_manifest
+from rerank_plugins.options import Precision
 from rerank_plugins.scorers.onnx import choices
 from rerank_plugins.scorers.onnx.scorer import OnnxScorer
 from tests.tiny_models import write_model

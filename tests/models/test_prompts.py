@@ -9,12 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers
 
-from rerank_plugins.config import Truncation, WindowScore
 from rerank_plugins.errors import InputError
 from rerank_plugins.models.encoding import TokenPair
 from rerank_plugins.models.families import Family, family_named, fill
 from rerank_plugins.models.prompts import PromptEncoder
 from rerank_plugins.models.windows import WindowedPair, WindowRule
+from rerank_plugins.options import Truncation, WindowScore
 from tests.tiny_tokenizers import gemma_like, qwen_like
 
 if TYPE_CHECKING:

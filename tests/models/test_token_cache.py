@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from rerank_plugins.config import Truncation
 from rerank_plugins.models.encoding import PairEncoder
 from rerank_plugins.models.token_cache import ENTRY_BYTES, TokenCache, Tokens
+from rerank_plugins.options import Truncation
 from tests.tiny_models import Kind, make_tokenizer
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from rerank_plugins.config import RerankConfig, Truncation, WindowScore
+from rerank_plugins.config import RerankConfig
 from rerank_plugins.models.encoding import PairEncoder, TokenPair
 from rerank_plugins.models.token_cache import ENTRY_BYTES, TokenCache, Tokens
 from rerank_plugins.models.windows import (
@@ -21,6 +21,7 @@ from rerank_plugins.models.windows import (
     window_slices,
     window_spans,
 )
+from rerank_plugins.options import Truncation, WindowScore
 from rerank_plugins.results import Window
 from tests.tiny_models import Kind, make_tokenizer
 

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rerank_plugins.config import Backend, Precision, RerankConfig
+from rerank_plugins.config import RerankConfig
 from rerank_plugins.errors import ConfigError, MissingExtraError, ModelLoadError
 from rerank_plugins.models.manifest import MANIFEST
 from rerank_plugins.models.weights import choose_onnx, choose_torch, wanted_precisions
+from rerank_plugins.options import Backend, Precision
 from rerank_plugins.scorers import _find_files as find_files
 from rerank_plugins.scorers import open_scorer
 from rerank_plugins.scorers.onnx.scorer import OnnxScorer

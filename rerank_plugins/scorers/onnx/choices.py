@@ -7,10 +7,10 @@ from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rerank_plugins.config import Backend, Precision
 from rerank_plugins.errors import ConfigError
 from rerank_plugins.models.manifest import MANIFEST, is_unchanged, preferred_files, read_manifest
 from rerank_plugins.models.weights import USUAL_NAMES, choose_onnx, wanted_precisions
+from rerank_plugins.options import Backend, Precision
 from rerank_plugins.scorers.onnx.session import CUDA
 from rerank_plugins.scorers.processor import cpu_features, read_cpuinfo
 from rerank_plugins.scorers.runtime import import_onnxruntime

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 
-from rerank_plugins.config import Activation
 from rerank_plugins.errors import ConfigError, ModelLoadError, ScoringError, first_line
 from rerank_plugins.models.choosing import NONE
 from rerank_plugins.models.encoding import pad
@@ -15,6 +14,7 @@ from rerank_plugins.models.files import find_model
 from rerank_plugins.models.settings import model_activation, pad_id
 from rerank_plugins.models.tokenizer import open_encoder
 from rerank_plugins.models.windows import single_pairs
+from rerank_plugins.options import Activation
 from rerank_plugins.scorers.labels import check_head, to_logits
 from rerank_plugins.scorers.onnx.choices import choose_device, files_here, settled_choices
 from rerank_plugins.scorers.onnx.session import CUDA, Session

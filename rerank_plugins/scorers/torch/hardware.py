@@ -6,8 +6,8 @@ import importlib
 from functools import cache
 from typing import TYPE_CHECKING, NamedTuple
 
-from rerank_plugins.config import WEIGHT_ONLY, Precision
 from rerank_plugins.errors import ConfigError, MissingExtraError
+from rerank_plugins.options import WEIGHT_ONLY, Precision
 
 if TYPE_CHECKING:
     from types import ModuleType

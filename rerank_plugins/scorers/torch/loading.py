@@ -14,9 +14,9 @@ from transformers.models.auto.modeling_auto import (
     MODEL_MAPPING_NAMES,
 )
 
-from rerank_plugins.config import Backend
 from rerank_plugins.errors import ModelLoadError, first_line
 from rerank_plugins.models.settings import needs_remote_code, other_kind
+from rerank_plugins.options import Backend
 from rerank_plugins.scorers.torch.building import BUILDING
 from rerank_plugins.scorers.torch.checkpoint import Weight, tensor_names
 from rerank_plugins.scorers.torch.quantized import quantizable_names

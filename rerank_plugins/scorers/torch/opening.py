@@ -5,12 +5,12 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from rerank_plugins.config import Activation, Backend
 from rerank_plugins.models.choosing import choose_family
 from rerank_plugins.models.files import find_model
 from rerank_plugins.models.settings import longest_pair, model_activation
 from rerank_plugins.models.tokenizer import open_encoder, open_prompt_encoder
 from rerank_plugins.models.weights import choose_torch
+from rerank_plugins.options import Activation, Backend
 from rerank_plugins.scorers.selection import Choice, as_set, backend_choice, installed_backends
 from rerank_plugins.scorers.torch.hardware import choose_device, choose_precision, import_torch
 from rerank_plugins.scorers.torch.scorer import PromptScorer, TorchScorer

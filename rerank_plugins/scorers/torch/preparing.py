@@ -10,10 +10,10 @@ import torch
 from transformers import PreTrainedModel
 from transformers import __version__ as transformers_version
 
-from rerank_plugins.config import WEIGHT_ONLY
 from rerank_plugins.errors import ModelLoadError, first_line
 from rerank_plugins.models.layouts import layout_of
 from rerank_plugins.models.settings import first_position, pad_id
+from rerank_plugins.options import WEIGHT_ONLY
 from rerank_plugins.scorers.torch.hardware import torch_dtype
 from rerank_plugins.scorers.torch.head import widen_head
 from rerank_plugins.scorers.torch.language import AnsweringModel, read_answers

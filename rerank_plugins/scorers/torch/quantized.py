@@ -14,8 +14,8 @@ import torch
 from torch import nn
 from torch.nn.functional import linear
 
-from rerank_plugins.config import Precision
 from rerank_plugins.errors import ModelLoadError
+from rerank_plugins.options import Precision
 from rerank_plugins.scorers.torch.checkpoint import Weight, is_stand_in, tensor_names
 from rerank_plugins.scorers.torch.linear import return_memory
 

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Final
 
 import torch
 
-from rerank_plugins.config import WEIGHT_ONLY, Precision
 from rerank_plugins.errors import ModelLoadError, first_line
 from rerank_plugins.models.settings import needs_remote_code
+from rerank_plugins.options import WEIGHT_ONLY, Precision
 from rerank_plugins.scorers.torch.hardware import PrecisionChoice
 from rerank_plugins.scorers.torch.memory import (
     MemoryEstimate,

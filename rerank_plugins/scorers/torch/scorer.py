@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
-from rerank_plugins.config import Precision
 from rerank_plugins.errors import ModelLoadError, ScoringError, first_line
 from rerank_plugins.models.windows import single_pairs
+from rerank_plugins.options import Precision
 from rerank_plugins.scorers.labels import check_head, to_logits
 
 if TYPE_CHECKING:

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from rerank_plugins import Reranker
-from rerank_plugins.config import Precision
 from rerank_plugins.errors import ConfigError, MissingExtraError
+from rerank_plugins.options import Precision
 from rerank_plugins.scorers.torch import hardware
 from tests.tiny_torch import write_torch_model
 

@@ -15,10 +15,10 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from rerank_plugins.config import Precision
 from rerank_plugins.errors import ModelLoadError
 from rerank_plugins.models.files import find_model
 from rerank_plugins.models.weights import choose_torch
+from rerank_plugins.options import Precision
 from rerank_plugins.scorers.torch import loading
 from rerank_plugins.scorers.torch.quantized import QuantizedLinear, group_of, quantize
 from tests.tiny_torch import ARCHITECTURES, write_torch_model
@@ -200,7 +200,7 @@ model.save_pretrained(sys.argv[1])
 
 LOAD = """
 import json, pathlib, re, sys, torch
-from rerank_plugins.config import Precision
+from rerank_plugins.options import Precision
 from rerank_plugins.models.files import find_model
 from rerank_plugins.models.weights import choose_torch
 from rerank_plugins.scorers.torch import loading, quantized

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rerank_plugins.config import Precision
 from rerank_plugins.errors import ModelLoadError
 from rerank_plugins.models.settings import CODE_CLASS
+from rerank_plugins.options import Precision
 from rerank_plugins.scorers.torch import preparing, room
 from rerank_plugins.scorers.torch.hardware import choose_precision
 from rerank_plugins.scorers.torch.opening import BATCH_TOKENS

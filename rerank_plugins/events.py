@@ -1,0 +1,114 @@
+"""What happened, as observers are told of it: frozen values, times in seconds.
+
+No event holds a text: neither a query nor a document.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+
+@dataclass(frozen=True, slots=True)
+class LoadEvent:
+    """A scorer was opened, or could not be.
+
+    ``error`` is the name of the exception's class, "" where there was none.
+    """
+
+    model: str
+    scorer: str
+    duration_s: float
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchEvent:
+    """One forward pass over a batch, by replica ``replica`` (from 0) of ``model``.
+
+    ``tokens`` counts what was computed without padding, ``tokens_padded`` the padding beside it.
+    ``wait_s`` is how long the oldest of its pairs had been queued, ``duration_s`` the forward pass.
+    ``error`` is "" where it gave logits, else "out_of_memory" or the name of the exception's class.
+    """
+
+    model: str
+    scorer: str
+    replica: int
+    pairs: int
+    tokens: int
+    tokens_padded: int
+    wait_s: float
+    duration_s: float
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class StageSeconds:
+    """Seconds that a request spent in each stage, in the order of the data path.
+
+    ``clean`` to ``encode`` are work of the caller's own thread. ``queue`` is the time from the
+    first pair queued until the first batch with one of them began, ``forward`` from then until the
+    last was answered, less what was encoded meanwhile. ``finish`` puts the answer together.
+    """
+
+    clean: float = 0.0
+    look_up: float = 0.0
+    encode: float = 0.0
+    queue: float = 0.0
+    forward: float = 0.0
+    finish: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class RequestEvent:
+    """One call of ``rank``, ``score`` or their async twins has ended.
+
+    ``model`` is the configured one, ``scorer`` who answered ("" where nobody did). ``outcome`` is
+    "ok", "fallback" or, for a call that raised, "error", "timeout", "queue_full", "cancelled",
+    "closed" or "invalid". ``error`` is the name of the exception's class: of the one raised, or of
+    the one that made it fall back. ``cached`` counts the pairs that the pair cache answered.
+    ``started_s`` is the `time.time` of its start.
+    """
+
+    model: str
+    scorer: str
+    outcome: str
+    pairs: int
+    cached: int
+    started_s: float
+    duration_s: float
+    stages: StageSeconds = field(default_factory=StageSeconds)
+    error: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SwitchEvent:
+    """The circuit breaker of ``model`` changed its state: "closed", "open" or "half_open".
+
+    While it is open, callers that may fall back do so without asking the model. ``error`` is the
+    name of the class of the exception that opened it.
+    """
+
+    model: str
+    state: str
+    error: str = ""
+
+
+class Observer:
+    """Is told what happens; override what you want to hear.
+
+    The methods are called from many threads and from event loops, at the end of what they tell of:
+    they must be quick, and must not call the reranker. What they raise is logged, and changes
+    nothing else.
+    """
+
+    def on_load(self, event: LoadEvent) -> None:
+        """Hear that a scorer was opened, or could not be."""
+
+    def on_batch(self, event: BatchEvent) -> None:
+        """Hear of a batch."""
+
+    def on_request(self, event: RequestEvent) -> None:
+        """Hear that a request has ended."""
+
+    def on_switch(self, event: SwitchEvent) -> None:
+        """Hear that a model's circuit breaker changed its state."""
