@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("engine",),
     ("registry", "screening"),
     ("routing",),
+    ("serving",),
     ("reranker",),
     ("doors",),
     ("langchain", "llama_index", "evaluation", "export", "testing"),
