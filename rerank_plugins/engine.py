@@ -21,6 +21,7 @@ from rerank_plugins.errors import (
     RerankTimeoutError,
     ScoringError,
 )
+from rerank_plugins.observing import Audience
 from rerank_plugins.protocols import takes_instruction
 from rerank_plugins.results import EngineStats
 
@@ -57,6 +58,7 @@ class Engine:
         self._queue_tokens = queue_tokens
         self._closed = False
         self._requests = 0
+        self.audience = Audience()
         self._start_afresh()
 
     def _start_afresh(self) -> None:

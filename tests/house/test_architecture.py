@@ -19,6 +19,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("config",),
     ("protocols",),
     ("text", "models"),
+    ("observing", "stages"),
     ("ranking", "candidates", "batching", "jobs"),
     ("cache",),
     ("requests",),
@@ -29,7 +30,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("routing",),
     ("reranker",),
     ("doors",),
-    ("langchain", "llama_index", "evaluation", "export", "testing"),
+    ("langchain", "llama_index", "metrics", "gpu_readings", "tracing"),
+    ("evaluation", "export", "testing"),
     ("cli",),
 )
 
