@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rerank_plugins.cache import PairCache
     from rerank_plugins.jobs import Piece, Ticket, Waiter
     from rerank_plugins.protocols import AnyScorer
+    from rerank_plugins.watching import BatchWatch
 
 logger = logging.getLogger(__name__)
 
@@ -34,17 +35,24 @@ class Dispatcher:
     """
 
     def __init__(
-        self, scorer: AnyScorer, cache: PairCache, *, batch_tokens: int, queue_tokens: int
+        self,
+        scorer: AnyScorer,
+        cache: PairCache,
+        watch: BatchWatch,
+        *,
+        batch_tokens: int,
+        queue_tokens: int,
     ) -> None:
         self._scorer = scorer
         self._name = scorer.name
         self._cache = cache
+        self._watch = watch
         self._batch_tokens = batch_tokens
         self._queue_tokens = queue_tokens
         self._changed = threading.Condition()
         self._waiting = WaitingPieces(padded=scorer.padded)
         self._counter = Counter()
-        self._scoring = BatchScoring(scorer, cache, self._counter)
+        self._scoring = BatchScoring(scorer, cache, self._counter, watch)
         self._worker: threading.Thread | None = None
         self._closed = False
 
@@ -104,6 +112,7 @@ class Dispatcher:
                 )
                 worker.start()
                 self._worker = worker
+            self._watch.queued(pieces)
             self._waiting.add(pieces)
             self._changed.notify_all()
 

@@ -25,6 +25,7 @@ from rerank_plugins.observing import Audience
 from rerank_plugins.protocols import takes_instruction
 from rerank_plugins.results import EngineStats
 from rerank_plugins.scoring import Counts
+from rerank_plugins.watching import BatchWatch, watched_opening
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -94,6 +95,11 @@ class Engine:
                 )
             return self._threads[may_block]
 
+    @property
+    def opened(self) -> bool:
+        """Whether the scorer is open."""
+        return self._open is not None
+
     def scorer(self) -> AnyScorer:
         """Return the scorer, opening it first if need be.
 
@@ -134,8 +140,10 @@ class Engine:
             prefix = f"{scorer.identity}\n{salt}{told}".encode()
             query_bytes = query.encode()
             while job.waiting and (chunk := list(islice(documents, CHUNK_PAIRS))):
+                job.work("look_up")
                 keys = [pair_key(prefix, query_bytes, text.encode()) for _, text in chunk]
                 if dispatcher.full and not self._cache.covers(keys):
+                    job.work(None)
                     # A request that has begun waits its turn; a new one is told to come back.
                     if job.begun:
                         dispatcher.await_room(deadline)
@@ -144,11 +152,14 @@ class Engine:
                 job.begun = True
                 tickets = self._cache.claim(job, keys, [place for place, _ in chunk])
                 if tickets:
+                    job.work("encode")
                     texts = [chunk[i][1] for i in tickets]
                     encoded = self._encode(
                         scorer.name, partial(encode, query), texts, list(tickets.values())
                     )
+                    job.note_tokens(encoded)
                     self._queue(dispatcher, encoded)
+                job.work("clean")
         except RerankError as exc:
             job.fail(exc)
 
@@ -247,10 +258,11 @@ class Engine:
         with self._opening:
             self._check_open()
             if self._open is None:
-                scorer = self._open_scorer()
+                scorer = watched_opening(self.audience, self.name, self._open_scorer)
                 dispatcher = Dispatcher(
                     scorer,
                     self._cache,
+                    BatchWatch(self.audience, self.name, self._cache),
                     batch_tokens=self._batch_tokens or _positive(scorer.batch_tokens, scorer),
                     queue_tokens=self._queue_tokens,
                 )

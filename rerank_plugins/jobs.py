@@ -12,8 +12,11 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from rerank_plugins.models.windows import WindowedPair
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rerank_plugins.protocols import EncodedPair, SharedPrefix
     from rerank_plugins.results import Window
+    from rerank_plugins.stages import StageClock, Work
 
 
 class CachedPair(NamedTuple):
@@ -31,15 +34,17 @@ class Job:
     all of them are there, or with the first error. A job that is over, for whatever reason, wants
     nothing more: what only it waited for is dropped when a batch is formed. ``begun`` says that
     some of it was admitted to a queue, so that the rest waits for room and is not refused.
+    ``clock`` is there where an observer wants to hear of the call.
     """
 
-    __slots__ = ("_argument", "_lock", "_remaining", "begun", "cached", "future", "pairs")
+    __slots__ = ("_argument", "_lock", "_remaining", "begun", "cached", "clock", "future", "pairs")
 
     def __init__(self, size: int, *, argument: str = "documents") -> None:
         self._argument = argument
         self.pairs: list[CachedPair | None] = [None] * size
         self.cached = [False] * size
         self.begun = False
+        self.clock: StageClock | None = None
         self.future: Future[None] = Future()
         self._remaining = size
         self._lock = threading.Lock()
@@ -64,17 +69,34 @@ class Job:
     def settle(self) -> None:
         """Wake the caller if every place is filled, and it has not gone."""
         if self._remaining == 0:
+            self._stop_waiting()
             with contextlib.suppress(InvalidStateError):
                 self.future.set_result(None)
 
     def fail(self, error: BaseException) -> None:
         """Raise *error* in the caller, unless it has gone or failed already."""
+        self._stop_waiting()
         with contextlib.suppress(InvalidStateError):
             self.future.set_exception(error)
 
     def cancel(self) -> None:
         """Give up waiting."""
         self.future.cancel()
+
+    def work(self, stage: Work | None) -> None:
+        """Say what its caller's thread works on from now on, where there is a clock to tell."""
+        if self.clock is not None:
+            self.clock.work(stage)
+
+    def note_tokens(self, pieces: Iterable[Piece]) -> None:
+        """Count what was encoded for its caller, where there is a clock to tell."""
+        if self.clock is not None:
+            self.clock.tokens += sum(piece.tokens for piece in pieces)
+
+    def _stop_waiting(self) -> None:
+        # Before the caller is woken, which may put the clock to its next use.
+        if self.clock is not None and self.waiting:
+            self.clock.wait("finish")
 
     def delivered(self) -> list[CachedPair]:
         """Return every pair of a job that succeeded."""
@@ -100,12 +122,14 @@ class Waiter(NamedTuple):
 class Ticket:
     """A distinct pair on its way through the scorer, and who waits for it.
 
-    ``settled`` says that it was answered, failed or dropped: set by the pair cache, under its lock.
+    ``settled`` says that it was answered, failed or dropped, ``begun`` that a batch with some of it
+    has begun and that somebody watches: set by the pair cache, under its lock.
     """
 
     key: bytes
     waiters: list[Waiter] = field(default_factory=list)
     settled: bool = False
+    begun: bool = False
     _windowed: WindowedPair[EncodedPair] | None = None
     _truncated: bool = False
     _logits: dict[int, float] = field(default_factory=dict)
@@ -139,7 +163,8 @@ class Piece:
     """What the queue holds of a ticket: its pair, or one window of it, and what that costs.
 
     ``own`` counts its tokens without the ``prefix`` that it shares with others. ``order`` is its
-    place among what waits, once it is queued: as `batch_order`, then by arrival.
+    place among what waits, once it is queued: as `batch_order`, then by arrival. ``queued_s`` is
+    the `time.monotonic` of that, where somebody watches.
     """
 
     ticket: Ticket
@@ -149,6 +174,7 @@ class Piece:
     prefix: bytes = b""
     prefix_tokens: int = 0
     order: tuple[bytes, int, int] = (b"", 0, 0)
+    queued_s: float = 0.0
 
     @classmethod
     def of(cls, ticket: Ticket, place: int, encoded: EncodedPair) -> Self:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, TypeGuard, TypeVar, overload
+from typing import TYPE_CHECKING, NamedTuple, TypeGuard, TypeVar, overload
 
 from rerank_plugins.candidates import ALL, Choice, Chosen
 from rerank_plugins.config import LONGEST_TIMEOUT_S, Settings
 from rerank_plugins.errors import InputError, InputTypeError, ScoringError
 from rerank_plugins.jobs import Job
 from rerank_plugins.options import Duplicates
+
+if TYPE_CHECKING:
+    from rerank_plugins.reporting import Report
 
 T = TypeVar("T")
 
@@ -103,13 +106,17 @@ class Group:
 
 @dataclass(slots=True)
 class Call:
-    """What a caller asked for, and the wait for it; *instruction* None is the setting's."""
+    """What a caller asked for, and the wait for it; *instruction* None is the setting's.
+
+    ``report`` is there where an observer wants to hear of it.
+    """
 
     job: Job
     groups: list[Group]
     pairs: Sequence[object] = ()
     choice: Choice = ALL
     instruction: str | None = None
+    report: Report | None = None
 
     def prepare(self) -> None:
         """Read and check what takes time where there is much of it: off the event loop, that is."""

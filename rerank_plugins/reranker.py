@@ -14,6 +14,7 @@ from rerank_plugins.errors import ConfigError
 from rerank_plugins.finishing import ranking_of, scores_of
 from rerank_plugins.protocols import AnyScorer, Scorer
 from rerank_plugins.registry import Leases
+from rerank_plugins.reporting import reported_if_refused
 from rerank_plugins.requests import Keep, choice_of, rank_call, score_call
 from rerank_plugins.serving import Serving
 
@@ -123,9 +124,10 @@ class Reranker:
             ModelLoadError, MissingExtraError: the model cannot be opened.
             ScoringError, QueueFullError, RerankTimeoutError, ClosedError: see `errors`.
         """
-        keep = Keep.checked(top_n, score_threshold, min_results)
-        choice = choice_of(self.config, duplicates, near_duplicates, max_candidates)
-        call = rank_call(query, documents, choice, instruction)
+        with reported_if_refused(self.config):
+            keep = Keep.checked(top_n, score_threshold, min_results)
+            choice = choice_of(self.config, duplicates, near_duplicates, max_candidates)
+            call = rank_call(query, documents, choice, instruction)
         return self._serving.answer(call, timeout_s, partial(ranking_of, keep=keep))
 
     async def arank(
@@ -146,9 +148,10 @@ class Reranker:
 
         A cancelled call drops those of its pairs that nobody else waits for.
         """
-        keep = Keep.checked(top_n, score_threshold, min_results)
-        choice = choice_of(self.config, duplicates, near_duplicates, max_candidates)
-        call = rank_call(query, documents, choice, instruction)
+        with reported_if_refused(self.config):
+            keep = Keep.checked(top_n, score_threshold, min_results)
+            choice = choice_of(self.config, duplicates, near_duplicates, max_candidates)
+            call = rank_call(query, documents, choice, instruction)
         return await self._serving.await_answer(call, timeout_s, partial(ranking_of, keep=keep))
 
     def score(
@@ -166,7 +169,8 @@ class Reranker:
         Raises:
             InputError: a pair that cannot be scored, by index; otherwise as `rank`.
         """
-        call = score_call(pairs, instruction)
+        with reported_if_refused(self.config):
+            call = score_call(pairs, instruction)
         return self._serving.answer(call, timeout_s, scores_of)
 
     async def ascore(
@@ -177,7 +181,8 @@ class Reranker:
         timeout_s: float | None = None,
     ) -> list[float]:
         """Do what `score` does without blocking the event loop."""
-        call = score_call(pairs, instruction)
+        with reported_if_refused(self.config):
+            call = score_call(pairs, instruction)
         return await self._serving.await_answer(call, timeout_s, scores_of)
 
     def warmup(self) -> None:

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rerank_plugins.cache import PairCache
     from rerank_plugins.jobs import CachedPair, Piece, Ticket, Waiter
     from rerank_plugins.protocols import AnyScorer
+    from rerank_plugins.watching import BatchWatch
 
 
 class Counts(NamedTuple):
@@ -54,10 +55,13 @@ class Counter:
 class BatchScoring:
     """Scores batches with one scorer; results and failures leave through the pair cache."""
 
-    def __init__(self, scorer: AnyScorer, cache: PairCache, counter: Counter) -> None:
+    def __init__(
+        self, scorer: AnyScorer, cache: PairCache, counter: Counter, watch: BatchWatch
+    ) -> None:
         self._scorer = scorer
         self._cache = cache
         self._counter = counter
+        self._watch = watch
         self._padded = scorer.padded
 
     def wanted(self, batch: Sequence[Piece]) -> list[Piece]:
@@ -70,7 +74,8 @@ class BatchScoring:
         """Score a batch; where it fails, halve it until the guilty pair stands alone."""
         failure: BaseException | None = None
         try:
-            logits = self._forward(batch)
+            with self._watch.forward(self._scorer, batch):
+                logits = self._forward(batch)
         # A plug-in may raise anything, and the worker must outlive it.
         except BaseException as exc:  # noqa: BLE001
             failure = exc

@@ -14,6 +14,7 @@ from rerank_plugins.engine import deadline_after
 from rerank_plugins.errors import ClosedError, RerankTimeoutError
 from rerank_plugins.jobs import Job
 from rerank_plugins.options import Activation
+from rerank_plugins.reporting import reported
 from rerank_plugins.requests import check_timeout
 from rerank_plugins.routing import Router
 from rerank_plugins.screening import chosen_texts, cleaned_texts
@@ -45,7 +46,7 @@ class Serving:
 
     def answer(self, call: Call, timeout_s: float | None, finish: Callable[[Call], T]) -> T:
         """Serve *call* and return what *finish* makes of it once it is answered."""
-        with self._seen(call):
+        with reported(self._config, call.job) as call.report:
             timeout_s = self._timeout(timeout_s)
             deadline = deadline_after(timeout_s)
             with _attempt(call, timeout_s):
@@ -58,7 +59,7 @@ class Serving:
         self, call: Call, timeout_s: float | None, finish: Callable[[Call], T]
     ) -> T:
         """Do what `answer` does; on the event loop itself happens only what is short."""
-        with self._seen(call):
+        with reported(self._config, call.job) as call.report:
             self._leases.check_open()
             timeout_s = self._timeout(timeout_s)
             deadline = deadline_after(timeout_s)
@@ -79,22 +80,23 @@ class Serving:
         self._leases.primary.submit(job, "warm up", one, instruction=instruction)
         job.future.result()
 
-    @contextmanager
-    def _seen(self, call: Call) -> Iterator[None]:  # noqa: ARG002  who watches will want it
-        """Every call begins and ends in here, with an answer or with what it raises."""
-        yield
-
     def _submit(self, call: Call, deadline: float | None) -> None:
         """Clean and route each query with its documents, and hand them to the engine."""
-        call.prepare()
-        instruction = self._router.instruction(call.instruction)
-        for group in call.groups:
-            query, scored_language = self._cleaner.query(group.query, group.where)
-            engine = self._router.engine(scored_language)
-            group.language = query.language
-            self._submit_group(call, group, query.text, engine, instruction, deadline)
-            if not call.job.waiting:
-                return
+        call.job.work("clean")
+        try:
+            call.prepare()
+            with self._opening(call.job, self._leases.primary):
+                instruction = self._router.instruction(call.instruction)
+            for group in call.groups:
+                query, scored_language = self._cleaner.query(group.query, group.where)
+                with self._opening(call.job, self._leases.primary):
+                    engine = self._router.engine(scored_language)
+                group.language = query.language
+                self._submit_group(call, group, query.text, engine, instruction, deadline)
+                if not call.job.waiting:
+                    return
+        finally:
+            call.job.work(None)
 
     def _submit_group(
         self,
@@ -106,8 +108,11 @@ class Serving:
         deadline: float | None,
     ) -> None:
         """Hand the documents of *group* to *engine*; *query* is the cleaned one."""
-        scorer = engine.scorer()
+        with self._opening(call.job, engine):
+            scorer = engine.scorer()
         group.scorer, group.activation = scorer.name, self._activation(scorer)
+        if call.report is not None:
+            call.report.asked(scorer.name)
         texts = cleaned_texts(self._cleaner, group, call.job, deadline)
         if call.choice != ALL:
             texts = chosen_texts(call, query, texts, deadline)
@@ -119,6 +124,16 @@ class Serving:
             instruction=instruction,
             deadline=deadline,
         )
+
+    @contextmanager
+    def _opening(self, job: Job, engine: Engine) -> Iterator[None]:
+        """What may open *engine* happens in here: a stage of its own for whoever comes first."""
+        if engine.opened:
+            yield
+            return
+        job.work("open")
+        yield
+        job.work("clean")
 
     def _activation(self, scorer: AnyScorer) -> str:
         chosen = self._config.activation
@@ -141,6 +156,8 @@ class Serving:
 @contextmanager
 def _attempt(call: Call, timeout_s: float | None) -> Iterator[None]:
     """One try of a call on one engine: afterwards nothing waits for it any more."""
+    if call.report is not None:
+        call.report.attempt(call.job)
     try:
         yield
     except TimeoutError:
