@@ -52,6 +52,9 @@ class Report:
 
     def attempt(self, job: Job, *, falls_back: bool = False) -> None:
         """Note that the call is tried with *job* now."""
+        if self._job is not None:
+            # A thread may still be at the one before.
+            self._job.clock = None
         self._job, self._falls_back, self._asked = job, falls_back, []
         self._clock.wait("queue")
         job.clock = self._clock

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rerank_plugins.batching import batch_cost
+from rerank_plugins.errors import is_out_of_memory
 from rerank_plugins.events import BatchEvent, LoadEvent
 
 if TYPE_CHECKING:
@@ -47,13 +48,6 @@ class BatchWatch:
         self._model = model
         self._cache = cache
 
-    def queued(self, pieces: Sequence[Piece]) -> None:
-        """Note that *pieces* wait from now on."""
-        if self._audience:
-            now = time.monotonic()
-            for piece in pieces:
-                piece.queued_s = now
-
     @contextmanager
     def forward(
         self, scorer: AnyScorer, batch: Sequence[Piece], *, replica: int = 0
@@ -68,13 +62,12 @@ class BatchWatch:
         try:
             yield
         except BaseException as exc:
-            error = _error_name(exc)
+            error = "out_of_memory" if is_out_of_memory(exc) else type(exc).__name__
             raise
         finally:
             ended = time.monotonic()
             cost = batch_cost(batch, padded=scorer.padded)
             tokens = sum(piece.tokens for piece in batch) if scorer.padded else cost
-            queued = min((piece.queued_s for piece in batch if piece.queued_s), default=began)
             self._audience.tell(
                 BatchEvent(
                     model=self._model,
@@ -83,12 +76,8 @@ class BatchWatch:
                     pairs=len(batch),
                     tokens=tokens,
                     tokens_padded=cost - tokens,
-                    wait_s=max(0.0, began - queued),
+                    wait_s=began - min(piece.queued_s for piece in batch),
                     duration_s=ended - began,
                     error=error,
                 )
             )
-
-
-def _error_name(exc: BaseException) -> str:
-    return type(exc).__name__
