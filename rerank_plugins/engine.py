@@ -11,6 +11,7 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
+from rerank_plugins.breaker import CircuitBreaker
 from rerank_plugins.cache import PairCache, pair_key
 from rerank_plugins.dispatcher import Dispatcher, DispatchStats
 from rerank_plugins.errors import (
@@ -21,6 +22,7 @@ from rerank_plugins.errors import (
     RerankTimeoutError,
     ScoringError,
 )
+from rerank_plugins.opening import Opener
 from rerank_plugins.protocols import takes_instruction
 from rerank_plugins.results import EngineStats
 
@@ -56,16 +58,18 @@ class Engine:
         self._batch_tokens = batch_tokens
         self._queue_tokens = queue_tokens
         self._closed = False
-        self._requests = 0
+        self._requests = self._fallbacks = 0
         self._start_afresh()
 
     def _start_afresh(self) -> None:
+        self.breaker = CircuitBreaker(self.name)
         self._cache = PairCache(self._cache_entries)
         # A signal handler may close the engine in the middle of an opening by the same thread.
         self._opening = threading.RLock()
         # Never held for long, unlike the one above: an event loop may take it.
         self._counting = threading.Lock()
         self._open: tuple[AnyScorer, Dispatcher] | None = None
+        self.opener = Opener(self.name, self.scorer)
         self._instructed = False
         self._threads: dict[bool, ThreadPoolExecutor] = {}
 
@@ -90,6 +94,16 @@ class Engine:
                     thread_name_prefix=f"rerank-plugins {self.name}",
                 )
             return self._threads[may_block]
+
+    @property
+    def opened(self) -> bool:
+        """Whether the scorer is open."""
+        return self._open is not None
+
+    def count_fallback(self) -> None:
+        """Note that somebody else is asked for what this engine was to answer."""
+        with self._counting:
+            self._fallbacks += 1
 
     def scorer(self) -> AnyScorer:
         """Return the scorer, opening it first if need be.
@@ -213,6 +227,7 @@ class Engine:
             cache_hits=cache.hits,
             cache_misses=cache.misses,
             cache_evictions=cache.evictions,
+            fallbacks=self._fallbacks,
         )
 
     def clear_cache(self) -> None:

@@ -7,6 +7,7 @@ RerankError
 ├── MissingExtraError (ImportError)   an optional package, with the pip command
 ├── ModelLoadError                    a model: what was tried, what to do next
 ├── ScoringError                      a scorer failed; ``retryable`` says whether to try again
+│   └── PluginError                   a function that was plugged in failed on a text
 ├── QueueFullError                    too much is waiting; ``retry_after_s`` says when to try again
 ├── RerankTimeoutError (TimeoutError) the deadline passed; the pairs left the queue
 └── ClosedError                       the reranker was closed
@@ -78,6 +79,13 @@ class ScoringError(RerankError):
     def __init__(self, message: str, *, retryable: bool = False) -> None:
         super().__init__(message)
         self.retryable = retryable
+
+
+class PluginError(ScoringError):
+    """A function that was plugged into the data path failed on a text.
+
+    No scorer is to blame, and none can answer without that text: no fallback is tried.
+    """
 
 
 class QueueFullError(RerankError):

@@ -50,6 +50,10 @@ class Job:
         """Whether somebody still wants the result."""
         return not self.future.done()
 
+    def anew(self) -> Job:
+        """Return a job of the same places with nothing delivered."""
+        return Job(len(self.pairs), argument=self._argument)
+
     def where(self, place: int) -> str:
         """Name a place by argument and index, for an error message."""
         return f"{self._argument}[{place}]"

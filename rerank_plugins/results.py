@@ -110,7 +110,8 @@ class EngineStats:
     waited for a pair that another request, or the same one, was scoring already. ``tokens_scored``
     counts what was computed: a prefix that pairs share once a batch, where the scorer shares it.
     ``tokens_padded`` counts the padding that was computed beside, ``tokens_waiting`` what the queue
-    holds, where such a prefix counts once.
+    holds, where such a prefix counts once. ``fallbacks`` counts requests that it was to answer, and
+    for which the next of the fallback chain was asked.
     """
 
     scorer: str
@@ -127,3 +128,4 @@ class EngineStats:
     cache_hits: int
     cache_misses: int
     cache_evictions: int
+    fallbacks: int

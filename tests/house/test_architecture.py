@@ -15,7 +15,7 @@ import rerank_plugins
 # A module may import modules of the lines above its own.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("results", "events", "options"),
+    ("results", "events", "options", "breaker"),
     ("config",),
     ("protocols",),
     ("text", "models"),
@@ -23,10 +23,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cache",),
     ("requests",),
     ("cleaning", "finishing", "dispatcher"),
-    ("scorers",),
+    ("scorers", "opening"),
     ("engine",),
     ("registry", "screening"),
     ("routing",),
+    ("attempts", "given_order"),
     ("serving",),
     ("reranker",),
     ("doors",),
