@@ -12,6 +12,7 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
+from rerank_plugins.breaker import CircuitBreaker
 from rerank_plugins.cache import PairCache, pair_key
 from rerank_plugins.dispatcher import Dispatcher
 from rerank_plugins.errors import (
@@ -24,11 +25,12 @@ from rerank_plugins.errors import (
 )
 from rerank_plugins.jobs import Job
 from rerank_plugins.observing import Audience
+from rerank_plugins.opening import Opener
 from rerank_plugins.options import Priority, WhenFull
 from rerank_plugins.protocols import takes_instruction
 from rerank_plugins.results import EngineStats
 from rerank_plugins.scoring import Counter
-from rerank_plugins.watching import BatchWatch, watched_opening
+from rerank_plugins.watching import BatchWatch, tell_switch, watched_opening
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -70,11 +72,13 @@ class Engine:
         self._max_wait_s = max_wait_s
         self._reopens = reopens
         self._closed = False
-        self._requests = 0
+        self._requests = self._fallbacks = 0
         self.audience = Audience()
         self._start_afresh()
 
     def _start_afresh(self) -> None:
+        told = partial(tell_switch, self.audience, self.name)
+        self.breaker = CircuitBreaker(self.name, on_change=told)
         self._cache = PairCache(self._cache_entries)
         self._counter = Counter()
         # A signal handler may close the engine in the middle of an opening by the same thread.
@@ -82,6 +86,7 @@ class Engine:
         # Never held for long, unlike the one above: an event loop may take it.
         self._counting = threading.Lock()
         self._open: Dispatcher | None = None
+        self.opener = Opener(self.name, self.scorer)
         self._instructed = False
         self._threads: dict[bool, ThreadPoolExecutor] = {}
 
@@ -111,6 +116,11 @@ class Engine:
     def opened(self) -> bool:
         """Whether the scorer is open."""
         return self._open is not None
+
+    def count_fallback(self) -> None:
+        """Note that somebody else is asked for what this engine was to answer."""
+        with self._counting:
+            self._fallbacks += 1
 
     def scorer(self) -> AnyScorer:
         """Return the scorer, opening it first if need be.
@@ -309,6 +319,7 @@ class Engine:
             cache_hits=cache.hits,
             cache_misses=cache.misses,
             cache_evictions=cache.evictions,
+            fallbacks=self._fallbacks,
         )
 
     def clear_cache(self) -> None:

@@ -85,6 +85,10 @@ class Job:
         """Seconds until its deadline, 0 when that has passed; None without one."""
         return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
+    def anew(self) -> Job:
+        """Return a job of the same places with nothing delivered."""
+        return Job(len(self.pairs), argument=self._argument, priority=self.priority)
+
     def where(self, place: int) -> str:
         """Name a place by argument and index, for an error message."""
         return f"{self._argument}[{place}]"

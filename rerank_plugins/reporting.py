@@ -64,15 +64,18 @@ class Report:
         self._asked.append(scorer)
 
     def failed(self, error: BaseException) -> None:
-        """Note what came of an attempt: by its name, for an error holds frames, and they texts."""
-        self._error = type(error).__name__
+        """Note what came of an attempt: the first counts, for the others are asked because of it.
+
+        By its name: an error holds frames, and they texts.
+        """
+        self._error = self._error or type(error).__name__
 
     def event(self, raised: BaseException | None) -> RequestEvent:
         """Return what is told of a call that has ended, *raised* being what it raised."""
         stages = self._clock.end()
         outcome = "fallback" if self._falls_back else "ok"
         if raised is not None:
-            self.failed(raised)
+            self._error = type(raised).__name__
             # What is no Exception is a caller that went away, however it did so.
             words = (word for kind, word in _RAISED if isinstance(raised, kind))
             outcome = next(words, "cancelled")

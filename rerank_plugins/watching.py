@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING
 
 from rerank_plugins.batching import batch_cost
 from rerank_plugins.errors import is_out_of_memory
-from rerank_plugins.events import BatchEvent, LoadEvent
+from rerank_plugins.events import BatchEvent, LoadEvent, SwitchEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
+    from rerank_plugins.breaker import State
     from rerank_plugins.cache import PairCache
     from rerank_plugins.jobs import Piece
     from rerank_plugins.observing import Audience
@@ -34,6 +35,11 @@ def watched_opening(
     finally:
         audience.tell(LoadEvent(model, scorer, time.monotonic() - began, error))
     return opened
+
+
+def tell_switch(audience: Audience, model: str, state: State, error: BaseException | None) -> None:
+    """Tell *audience* that the circuit breaker of *model* changed its *state*."""
+    audience.tell(SwitchEvent(model, state.value, "" if error is None else type(error).__name__))
 
 
 class BatchWatch:

@@ -15,7 +15,7 @@ import rerank_plugins
 # A module may import modules of the lines above its own.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("results", "events", "options"),
+    ("results", "events", "options", "breaker"),
     ("config",),
     ("protocols",),
     ("text", "models"),
@@ -27,10 +27,11 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("scoring",),
     ("replica",),
     ("dispatcher",),
-    ("scorers",),
+    ("scorers", "opening"),
     ("engine",),
     ("registry", "screening"),
     ("routing",),
+    ("attempts", "given_order"),
     ("serving",),
     ("reranker",),
     ("doors",),

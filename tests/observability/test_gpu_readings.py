@@ -33,28 +33,28 @@ class FakeNvml(ModuleType):
         if name in self._broken or (gpu == 1 and name == self._half):
             raise self._error(name)
 
-    def nvmlInit(self) -> None:
+    def nvmlInit(self) -> None:  # noqa: N802
         self._check("nvmlInit")
         self.open += 1
 
-    def nvmlShutdown(self) -> None:
+    def nvmlShutdown(self) -> None:  # noqa: N802
         self.open -= 1
         self._check("nvmlShutdown")
 
-    def nvmlDeviceGetCount(self) -> int:
+    def nvmlDeviceGetCount(self) -> int:  # noqa: N802
         assert self.open == 1
         self._check("nvmlDeviceGetCount")
         return 2
 
-    def nvmlDeviceGetHandleByIndex(self, number: int) -> int:
+    def nvmlDeviceGetHandleByIndex(self, number: int) -> int:  # noqa: N802
         self._check("nvmlDeviceGetHandleByIndex", number)
         return number
 
-    def nvmlDeviceGetMemoryInfo(self, gpu: int) -> Any:
+    def nvmlDeviceGetMemoryInfo(self, gpu: int) -> Any:  # noqa: N802
         self._check("nvmlDeviceGetMemoryInfo", gpu)
         return SimpleNamespace(used=1000 + gpu, total=5000, free=4000 - gpu)
 
-    def nvmlDeviceGetUtilizationRates(self, gpu: int) -> Any:
+    def nvmlDeviceGetUtilizationRates(self, gpu: int) -> Any:  # noqa: N802
         self._check("nvmlDeviceGetUtilizationRates", gpu)
         return SimpleNamespace(gpu=25, memory=80)
 

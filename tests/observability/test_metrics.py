@@ -318,7 +318,9 @@ def test_counters_and_histograms_of_several_processes_add_up(tmp_path: Path) -> 
     assert "rerank_plugins_cache_entries" not in found
 
 
-ROW = re.compile(r"^\| `(rerank_plugins_\w+)` \| (\w+) \| ([^|]+) \| ([^|]+) \| [^|]+ \|$", re.M)
+ROW = re.compile(
+    r"^\| `(rerank_plugins_\w+)` \| (\w+) \| ([^|]+) \| ([^|]+) \| [^|]+ \|$", re.MULTILINE
+)
 
 
 def test_the_table_of_the_docs_is_what_is_registered(
