@@ -124,9 +124,10 @@ class RerankPostprocessor(Door, BaseNodePostprocessor):
         data = self.to_dict(**kwargs)
         for name, value in data.items():
             if callable(value) or (name == "observers" and value):
-                kind = "an observer" if name == "observers" else "a function"
+                # An observer's own repr may hold a secret.
+                kind = "an observer" if name == "observers" else f"a function, {value!r},"
                 raise ConfigError(
-                    f"{name}: {kind} cannot be written as JSON, got {value!r}; leave it out "
+                    f"{name}: {kind} cannot be written as JSON; leave it out "
                     f"with to_json(exclude={{{name!r}}}), and give it to from_json(..., {name}=...)"
                 )
         return json.dumps(data)
