@@ -74,6 +74,8 @@ class PairCache:
                     self._tickets[key] = mine[i] = ticket
                 else:
                     self._joined += 1
+                    if ticket.begun and job.clock is not None:
+                        job.clock.wait("forward")
                 ticket.waiters.append(Waiter(job, place))
         job.settle()
         return mine
@@ -94,6 +96,21 @@ class PairCache:
         with self._lock:
             kept = self._kept if self._kept is not None else {}
             return all(key in kept or key in self._tickets for key in keys)
+
+    def begin(self, tickets: Iterable[Ticket]) -> None:
+        """Let those who wait for *tickets*, and look at a clock, know that a batch of them begins.
+
+        Who joins one of them later is let know at once.
+        """
+        jobs: dict[int, Job] = {}
+        with self._lock:
+            for ticket in tickets:
+                if not ticket.begun:
+                    ticket.begun = True
+                    jobs.update((id(job), job) for job, _ in ticket.waiters)
+        for job in jobs.values():
+            if job.clock is not None and job.waiting:
+                job.clock.wait("forward")
 
     def resolve(self, scored: Iterable[tuple[Ticket, CachedPair]]) -> None:
         """Keep results, and hand each to whoever waits for it."""

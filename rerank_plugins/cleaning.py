@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from rerank_plugins.errors import ScoringError
+from rerank_plugins.errors import PluginError
 from rerank_plugins.requests import check_query, check_text
 from rerank_plugins.text.language import DefaultLanguageDetector
 from rerank_plugins.text.normalization import normalize_text
@@ -115,8 +115,8 @@ def _check_returned(text: object, plugin: str, where: str) -> str:
     return check_text(text, f"what {plugin} returned for {where}")
 
 
-def _plugin_error(plugin: str, where: str, cause: Exception) -> ScoringError:
-    return ScoringError(f"{plugin} failed on {where}: {type(cause).__name__}: {cause}")
+def _plugin_error(plugin: str, where: str, cause: Exception) -> PluginError:
+    return PluginError(f"{plugin} failed on {where}: {type(cause).__name__}: {cause}")
 
 
 def _identity(function: object) -> str:

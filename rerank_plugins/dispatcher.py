@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from rerank_plugins.jobs import Job, Piece, Ticket, Waiter
     from rerank_plugins.protocols import AnyScorer
     from rerank_plugins.room import Turn
+    from rerank_plugins.watching import BatchWatch
 
     Reopen = Callable[[int], AnyScorer]
 
@@ -47,6 +48,7 @@ class Dispatcher:
         self,
         scorers: Sequence[AnyScorer],
         cache: PairCache,
+        watch: BatchWatch,
         *,
         batch_tokens: int,
         queue_tokens: int,
@@ -65,7 +67,7 @@ class Dispatcher:
         self._waiting = WaitingPieces(padded=scorers[0].padded)
         self._line = Line()
         self._replicas = [
-            Replica(number, scorer, cache, self._counter, batch_tokens)
+            Replica(number, scorer, cache, self._counter, watch, batch_tokens)
             for number, scorer in enumerate(scorers)
         ]
         self._lost: list[Replica] = []

@@ -12,6 +12,7 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
+from rerank_plugins.breaker import CircuitBreaker
 from rerank_plugins.cache import PairCache, pair_key
 from rerank_plugins.dispatcher import Dispatcher
 from rerank_plugins.errors import (
@@ -23,10 +24,13 @@ from rerank_plugins.errors import (
     ScoringError,
 )
 from rerank_plugins.jobs import Job
+from rerank_plugins.observing import Audience
+from rerank_plugins.opening import Opener
 from rerank_plugins.options import Priority, WhenFull
 from rerank_plugins.protocols import takes_instruction
 from rerank_plugins.results import EngineStats
 from rerank_plugins.scoring import Counter
+from rerank_plugins.watching import BatchWatch, tell_switch, watched_opening
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -68,10 +72,13 @@ class Engine:
         self._max_wait_s = max_wait_s
         self._reopens = reopens
         self._closed = False
-        self._requests = 0
+        self._requests = self._fallbacks = 0
+        self.audience = Audience()
         self._start_afresh()
 
     def _start_afresh(self) -> None:
+        told = partial(tell_switch, self.audience, self.name)
+        self.breaker = CircuitBreaker(self.name, on_change=told)
         self._cache = PairCache(self._cache_entries)
         self._counter = Counter()
         # A signal handler may close the engine in the middle of an opening by the same thread.
@@ -79,6 +86,7 @@ class Engine:
         # Never held for long, unlike the one above: an event loop may take it.
         self._counting = threading.Lock()
         self._open: Dispatcher | None = None
+        self.opener = Opener(self.name, self.scorer)
         self._instructed = False
         self._threads: dict[bool, ThreadPoolExecutor] = {}
 
@@ -103,6 +111,16 @@ class Engine:
                     thread_name_prefix=f"rerank-plugins {self.name}",
                 )
             return self._threads[may_block]
+
+    @property
+    def opened(self) -> bool:
+        """Whether the scorer is open."""
+        return self._open is not None
+
+    def count_fallback(self) -> None:
+        """Note that somebody else is asked for what this engine was to answer."""
+        with self._counting:
+            self._fallbacks += 1
 
     def scorer(self) -> AnyScorer:
         """Return the scorer, opening it first if need be.
@@ -167,13 +185,16 @@ class Engine:
             prefix = f"{scorer.identity}\n{salt}{told}".encode()
             query_bytes = query.encode()
             while job.waiting and (chunk := list(islice(documents, CHUNK_PAIRS))):
+                job.work("look_up")
                 keys = [pair_key(prefix, query_bytes, text.encode()) for _, text in chunk]
                 turn: Turn | None = None
                 if dispatcher.crowded and not self._cache.covers(keys):
                     if when_full is WhenFull.RAISE and not job.begun:
                         dispatcher.refuse_if_crowded()
                     elif turn := dispatcher.turn_for(job):
+                        job.work(None)
                         yield turn.come
+                        job.work("look_up")
                         # Its turn went with the job, if that is over.
                         if job.future.done():
                             return
@@ -183,6 +204,7 @@ class Engine:
                 finally:
                     if turn is not None:
                         dispatcher.leave(turn)
+                job.work("clean")
         except RerankError as exc:
             job.fail(exc)
 
@@ -201,9 +223,11 @@ class Engine:
         if job.priority is Priority.INTERACTIVE and (promoted := self._cache.promote(keys)):
             dispatcher.promote(promoted)
         if tickets:
+            job.work("encode")
             texts = [chunk[i][1] for i in tickets]
             name = dispatcher.scorer.name
             pieces = self._encode(name, encode, texts, list(tickets.values()))
+            job.note_tokens(pieces)
             self._queue(dispatcher, pieces, errand_of)
 
     def warm_up(self, instruction: str | None = None) -> None:
@@ -295,6 +319,7 @@ class Engine:
             cache_hits=cache.hits,
             cache_misses=cache.misses,
             cache_evictions=cache.evictions,
+            fallbacks=self._fallbacks,
         )
 
     def clear_cache(self) -> None:
@@ -339,12 +364,13 @@ class Engine:
         scorers: list[AnyScorer] = []
         try:
             for open_scorer in self._openers:
-                scorers.append(open_scorer())
+                scorers.append(watched_opening(self.audience, self.name, open_scorer))
                 _check_alike(scorers[0], scorers[-1])
             first = scorers[0]
             return Dispatcher(
                 scorers,
                 self._cache,
+                BatchWatch(self.audience, self.name, self._cache),
                 batch_tokens=self._batch_tokens or _positive(first.batch_tokens, first),
                 queue_tokens=self._queue_tokens,
                 max_wait_s=self._max_wait_s,
@@ -359,7 +385,7 @@ class Engine:
 
     def _reopened(self, first: AnyScorer, number: int) -> AnyScorer:
         """Open replica *number* anew: one that answers as *first* did."""
-        scorer = self._openers[number]()
+        scorer = watched_opening(self.audience, self.name, self._openers[number])
         try:
             _check_alike(first, scorer)
         except ConfigError:

@@ -7,7 +7,8 @@ RerankError
 ├── MissingExtraError (ImportError)   an optional package, with the pip command
 ├── ModelLoadError                    a model: what was tried, what to do next
 ├── ScoringError                      a scorer failed; ``retryable`` says whether to try again
-│   └── OutOfMemoryError              one pair alone does not fit into the memory there is
+│   ├── OutOfMemoryError              one pair alone does not fit into the memory there is
+│   └── PluginError                   a function that was plugged in failed on a text
 ├── QueueFullError                    too much is waiting; ``retry_after_s`` says when to try again
 ├── RerankTimeoutError (TimeoutError) the deadline passed; the pairs left the queue
 └── ClosedError                       the reranker was closed
@@ -85,6 +86,13 @@ class ScoringError(RerankError):
 
 class OutOfMemoryError(ScoringError):
     """A pair does not fit into memory, not even alone: what fits was scored in smaller batches."""
+
+
+class PluginError(ScoringError):
+    """A function that was plugged into the data path failed on a text.
+
+    No scorer is to blame, and none can answer without that text: no fallback is tried.
+    """
 
 
 class QueueFullError(RerankError):

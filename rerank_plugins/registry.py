@@ -130,6 +130,12 @@ class Registry:
             if dispatcher is not None:
                 dispatcher.close()
 
+    def heard_by(self, observer: object) -> list[Engine]:
+        """Return the engines of which *observer* hears."""
+        with self.lock:
+            engines = [shared.engine for shared in self._shared.values()]
+        return [engine for engine in engines if observer in engine.audience]
+
     def __contains__(self, key: Hashable) -> bool:
         return key in self._shared
 
@@ -169,7 +175,9 @@ class Leases:
             self.check_open()
             if model not in self._held:
                 key, settings, make = self._engine_of(model)
-                self._held[model] = key, ENGINES.lease(key, make, settings=settings)
+                engine = ENGINES.lease(key, make, settings=settings)
+                self._held[model] = key, engine
+                engine.audience.join(id(self), self._config.observers)
             return self._held[model][1]
 
     def check_open(self) -> None:
@@ -187,7 +195,8 @@ class Leases:
         with ENGINES.lock:
             self._released = True
             held, self._held = self._held, {}
-        for key, _ in held.values():
+        for key, engine in held.values():
+            engine.audience.leave(id(self))
             ENGINES.release(key, wait=wait)
         if held and self._own is not None:
             _remember_given_up(self._own)

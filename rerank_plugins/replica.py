@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from rerank_plugins.jobs import Piece
     from rerank_plugins.protocols import AnyScorer
     from rerank_plugins.scoring import Counter
+    from rerank_plugins.watching import BatchWatch
 
 logger = logging.getLogger(__name__)
 
@@ -33,7 +34,13 @@ class Replica:
     """
 
     def __init__(
-        self, number: int, scorer: AnyScorer, cache: PairCache, counter: Counter, batch_tokens: int
+        self,
+        number: int,
+        scorer: AnyScorer,
+        cache: PairCache,
+        counter: Counter,
+        watch: BatchWatch,
+        batch_tokens: int,
     ) -> None:
         self.number = number
         self.pace = Pace()
@@ -43,6 +50,7 @@ class Replica:
         self.thread: threading.Thread | None = None
         self._cache = cache
         self._counter = counter
+        self._watch = watch
         self._batch_tokens = batch_tokens
         self._tokens = 0
         self.take(scorer)
@@ -52,7 +60,9 @@ class Replica:
         self.scorer = scorer
         self._closed = False
         budget = Budget(self._batch_tokens)
-        self.scoring = BatchScoring(scorer, self._cache, self._counter, budget)
+        self.scoring = BatchScoring(
+            scorer, self._cache, self._counter, budget, self._watch, replica=self.number
+        )
 
     @property
     def running(self) -> tuple[Pace, int, float]:

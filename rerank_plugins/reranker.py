@@ -14,6 +14,7 @@ from rerank_plugins.errors import ConfigError
 from rerank_plugins.finishing import ranking_of, scores_of
 from rerank_plugins.protocols import AnyScorer, Scorer
 from rerank_plugins.registry import Leases
+from rerank_plugins.reporting import reported_if_refused
 from rerank_plugins.requests import Keep, choice_of, priority_of, rank_call, score_call
 from rerank_plugins.serving import Serving
 
@@ -124,10 +125,11 @@ class Reranker:
             ModelLoadError, MissingExtraError: the model cannot be opened.
             ScoringError, QueueFullError, RerankTimeoutError, ClosedError: see `errors`.
         """
-        keep = Keep.checked(top_n, score_threshold, min_results)
-        choice = choice_of(self.config, duplicates, near_duplicates, max_candidates)
-        call = rank_call(query, documents, choice, instruction)
-        call.job.priority = priority_of(self.config, priority)
+        with reported_if_refused(self.config):
+            keep = Keep.checked(top_n, score_threshold, min_results)
+            choice = choice_of(self.config, duplicates, near_duplicates, max_candidates)
+            call = rank_call(query, documents, choice, instruction)
+            call.job.priority = priority_of(self.config, priority)
         return self._serving.answer(call, timeout_s, partial(ranking_of, keep=keep))
 
     async def arank(
@@ -149,10 +151,11 @@ class Reranker:
 
         A cancelled call drops those of its pairs that nobody else waits for.
         """
-        keep = Keep.checked(top_n, score_threshold, min_results)
-        choice = choice_of(self.config, duplicates, near_duplicates, max_candidates)
-        call = rank_call(query, documents, choice, instruction)
-        call.job.priority = priority_of(self.config, priority)
+        with reported_if_refused(self.config):
+            keep = Keep.checked(top_n, score_threshold, min_results)
+            choice = choice_of(self.config, duplicates, near_duplicates, max_candidates)
+            call = rank_call(query, documents, choice, instruction)
+            call.job.priority = priority_of(self.config, priority)
         return await self._serving.await_answer(call, timeout_s, partial(ranking_of, keep=keep))
 
     def score(
@@ -171,8 +174,9 @@ class Reranker:
         Raises:
             InputError: a pair that cannot be scored, by index; otherwise as `rank`.
         """
-        call = score_call(pairs, instruction)
-        call.job.priority = priority_of(self.config, priority)
+        with reported_if_refused(self.config):
+            call = score_call(pairs, instruction)
+            call.job.priority = priority_of(self.config, priority)
         return self._serving.answer(call, timeout_s, scores_of)
 
     async def ascore(
@@ -184,8 +188,9 @@ class Reranker:
         timeout_s: float | None = None,
     ) -> list[float]:
         """Do what `score` does without blocking the event loop."""
-        call = score_call(pairs, instruction)
-        call.job.priority = priority_of(self.config, priority)
+        with reported_if_refused(self.config):
+            call = score_call(pairs, instruction)
+            call.job.priority = priority_of(self.config, priority)
         return await self._serving.await_answer(call, timeout_s, scores_of)
 
     def warmup(self) -> None:

@@ -113,6 +113,8 @@ class EngineStats:
     holds, where such a prefix counts once. ``out_of_memory`` counts the batches that did not fit,
     ``workers_replaced`` the workers that died and were replaced. ``replicas`` is how many work now,
     ``batch_tokens`` the smallest token budget among them; both are 0 before the model is opened.
+    ``fallbacks`` counts requests that it was to answer, and for which the next of the fallback
+    chain was asked.
     """
 
     scorer: str
@@ -133,3 +135,4 @@ class EngineStats:
     cache_hits: int
     cache_misses: int
     cache_evictions: int
+    fallbacks: int

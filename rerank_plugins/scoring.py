@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from rerank_plugins.cache import PairCache
     from rerank_plugins.jobs import CachedPair, Piece, Ticket, Waiter
     from rerank_plugins.protocols import AnyScorer
+    from rerank_plugins.watching import BatchWatch
 
 
 class Counts(NamedTuple):
@@ -59,12 +60,21 @@ class BatchScoring:
     """
 
     def __init__(
-        self, scorer: AnyScorer, cache: PairCache, counter: Counter, budget: Budget
+        self,
+        scorer: AnyScorer,
+        cache: PairCache,
+        counter: Counter,
+        budget: Budget,
+        watch: BatchWatch,
+        *,
+        replica: int = 0,
     ) -> None:
         self.budget = budget
         self._scorer = scorer
         self._cache = cache
         self._counter = counter
+        self._watch = watch
+        self._replica = replica
         self._padded = scorer.padded
 
     def wanted(self, batch: Sequence[Piece]) -> list[Piece]:
@@ -80,7 +90,8 @@ class BatchScoring:
         """
         failure: Exception | None = None
         try:
-            logits = self._forward(batch)
+            with self._watch.forward(self._scorer, batch, replica=self._replica):
+                logits = self._forward(batch)
         # A plug-in may raise anything, and the worker must outlive it.
         except Exception as exc:  # noqa: BLE001
             failure = exc
