@@ -12,7 +12,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 from rerank_plugins.cache import PairCache, pair_key
-from rerank_plugins.dispatcher import Dispatcher, DispatchStats
+from rerank_plugins.dispatcher import Dispatcher
 from rerank_plugins.errors import (
     ClosedError,
     ConfigError,
@@ -23,6 +23,7 @@ from rerank_plugins.errors import (
 )
 from rerank_plugins.protocols import takes_instruction
 from rerank_plugins.results import EngineStats
+from rerank_plugins.scoring import Counts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
@@ -197,18 +198,18 @@ class Engine:
         """Return the counters as they are now."""
         cache = self._cache.stats()
         opened = self._open
-        queue = opened[1].stats() if opened is not None else DispatchStats()
+        done = opened[1].counts if opened is not None else Counts()
         return EngineStats(
             scorer=self.name,
             requests=self._requests,
-            pairs_scored=queue.pairs_scored,
+            pairs_scored=done.pairs_scored,
             pairs_joined=cache.joined,
-            pairs_failed=queue.pairs_failed,
-            pairs_dropped=queue.pairs_dropped,
-            batches=queue.batches,
-            tokens_scored=queue.tokens_scored,
-            tokens_padded=queue.tokens_padded,
-            tokens_waiting=queue.tokens_waiting,
+            pairs_failed=done.pairs_failed,
+            pairs_dropped=done.pairs_dropped,
+            batches=done.batches,
+            tokens_scored=done.tokens_scored,
+            tokens_padded=done.tokens_padded,
+            tokens_waiting=opened[1].tokens_waiting if opened is not None else 0,
             cache_entries=cache.entries,
             cache_hits=cache.hits,
             cache_misses=cache.misses,
