@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cachetools import LRUCache
 
 from rerank_plugins.jobs import CachedPair, Ticket, Waiter
+from rerank_plugins.options import Priority
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -69,12 +70,24 @@ class PairCache:
                 ticket = self._tickets.get(key)
                 if ticket is None:
                     self._misses += 1
-                    ticket = self._tickets[key] = mine[i] = Ticket(key)
+                    ticket = Ticket(key, job.priority)
+                    self._tickets[key] = mine[i] = ticket
                 else:
                     self._joined += 1
                 ticket.waiters.append(Waiter(job, place))
         job.settle()
         return mine
+
+    def promote(self, keys: Iterable[bytes]) -> list[Ticket]:
+        """Make those of *keys* interactive that are on their way as bulk; returns their tickets."""
+        promoted: list[Ticket] = []
+        with self._lock:
+            for key in keys:
+                ticket = self._tickets.get(key)
+                if ticket is not None and ticket.priority is Priority.BULK:
+                    ticket.priority = Priority.INTERACTIVE
+                    promoted.append(ticket)
+        return promoted
 
     def covers(self, keys: Iterable[bytes]) -> bool:
         """Whether none of *keys* would have to be scored now."""

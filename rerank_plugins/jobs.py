@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import operator
 import threading
+import time
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from rerank_plugins.models.windows import WindowedPair
+from rerank_plugins.options import Priority
 
 if TYPE_CHECKING:
     from rerank_plugins.protocols import EncodedPair, SharedPrefix
@@ -30,13 +32,33 @@ class Job:
     ``pairs[i]`` is the result for the caller's *i*-th document or pair. ``future`` is done once
     all of them are there, or with the first error. A job that is over, for whatever reason, wants
     nothing more: what only it waited for is dropped when a batch is formed. ``begun`` says that
-    some of it was admitted to a queue, so that the rest waits for room and is not refused.
+    some of it was admitted to a queue, so that the rest waits for room and is not refused. After
+    ``deadline`` (of `time.monotonic`, None for never) it is over, whoever still waits.
     """
 
-    __slots__ = ("_argument", "_lock", "_remaining", "begun", "cached", "future", "pairs")
+    __slots__ = (
+        "_argument",
+        "_lock",
+        "_remaining",
+        "begun",
+        "cached",
+        "deadline",
+        "future",
+        "pairs",
+        "priority",
+    )
 
-    def __init__(self, size: int, *, argument: str = "documents") -> None:
+    def __init__(
+        self,
+        size: int,
+        *,
+        argument: str = "documents",
+        priority: Priority = Priority.INTERACTIVE,
+        deadline: float | None = None,
+    ) -> None:
         self._argument = argument
+        self.priority = priority
+        self.deadline = deadline
         self.pairs: list[CachedPair | None] = [None] * size
         self.cached = [False] * size
         self.begun = False
@@ -48,7 +70,14 @@ class Job:
     @property
     def waiting(self) -> bool:
         """Whether somebody still wants the result."""
-        return not self.future.done()
+        if self.future.done():
+            return False
+        return self.deadline is None or time.monotonic() < self.deadline
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until its deadline, 0 when that has passed; None without one."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
 
     def where(self, place: int) -> str:
         """Name a place by argument and index, for an error message."""
@@ -100,10 +129,12 @@ class Waiter(NamedTuple):
 class Ticket:
     """A distinct pair on its way through the scorer, and who waits for it.
 
-    ``settled`` says that it was answered, failed or dropped: set by the pair cache, under its lock.
+    ``settled`` says that it was answered, failed or dropped; it is interactive once one of those
+    who wait for it is. Both are set by the pair cache, under its lock.
     """
 
     key: bytes
+    priority: Priority = Priority.INTERACTIVE
     waiters: list[Waiter] = field(default_factory=list)
     settled: bool = False
     _windowed: WindowedPair[EncodedPair] | None = None
@@ -138,8 +169,10 @@ class Ticket:
 class Piece:
     """What the queue holds of a ticket: its pair, or one window of it, and what that costs.
 
-    ``own`` counts its tokens without the ``prefix`` that it shares with others. ``order`` is its
-    place among what waits, once it is queued: as `batch_order`, then by arrival.
+    ``own`` counts its tokens without the ``prefix`` that it shares with others. Once it is queued,
+    ``order`` is its place among what waits: as `batch_order`, then by arrival. ``queued_s`` is when
+    it came and ``due_s`` when its turn is, both of `time.monotonic`. ``deaths`` counts the workers
+    that died with it in hand.
     """
 
     ticket: Ticket
@@ -149,6 +182,9 @@ class Piece:
     prefix: bytes = b""
     prefix_tokens: int = 0
     order: tuple[bytes, int, int] = (b"", 0, 0)
+    queued_s: float = 0.0
+    due_s: float = 0.0
+    deaths: int = 0
 
     @classmethod
     def of(cls, ticket: Ticket, place: int, encoded: EncodedPair) -> Self:

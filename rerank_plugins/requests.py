@@ -11,7 +11,7 @@ from rerank_plugins.candidates import ALL, Choice, Chosen
 from rerank_plugins.config import LONGEST_TIMEOUT_S, Settings
 from rerank_plugins.errors import InputError, InputTypeError, ScoringError
 from rerank_plugins.jobs import Job
-from rerank_plugins.options import Duplicates
+from rerank_plugins.options import Duplicates, Priority
 
 T = TypeVar("T")
 
@@ -184,6 +184,18 @@ def check_instruction(instruction: object) -> str | None:
     if not text.strip():
         raise InputError("instruction is blank; leave it out for the setting of that name")
     return text
+
+
+def priority_of(settings: Settings, priority: object) -> Priority:
+    """Check the priority of a call; None is the setting of that name."""
+    if priority is None:
+        return settings.priority
+    if not isinstance(priority, str) or priority not in list(Priority):
+        raise InputError(
+            f'priority must be "interactive" or "bulk", got {priority!r}; leave it out for the '
+            "setting of that name"
+        )
+    return Priority(priority)
 
 
 def check_timeout(timeout_s: object) -> float | None:

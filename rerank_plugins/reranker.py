@@ -14,7 +14,7 @@ from rerank_plugins.errors import ConfigError
 from rerank_plugins.finishing import ranking_of, scores_of
 from rerank_plugins.protocols import AnyScorer, Scorer
 from rerank_plugins.registry import Leases
-from rerank_plugins.requests import Keep, choice_of, rank_call, score_call
+from rerank_plugins.requests import Keep, choice_of, priority_of, rank_call, score_call
 from rerank_plugins.serving import Serving
 
 if TYPE_CHECKING:
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from rerank_plugins.config import RerankSettings
-    from rerank_plugins.options import Duplicates
+    from rerank_plugins.options import Duplicates, Priority
     from rerank_plugins.results import EngineStats, Ranking
 
 _R = TypeVar("_R", bound="Reranker")
@@ -106,15 +106,16 @@ class Reranker:
         near_duplicates: float | None = None,
         max_candidates: int | None = None,
         instruction: str | None = None,
+        priority: Priority | str | None = None,
         timeout_s: float | None = None,
     ) -> Ranking:
         """Score every document against the query and return them best first.
 
         Equal scores keep the input order; blank documents come last. *top_n* keeps that many at
         most (None keeps all); *score_threshold* drops lower scores, but leaves *min_results*.
-        *duplicates*, *near_duplicates*, *max_candidates*, *instruction* and *timeout_s* override
-        the settings of those names; 0 switches the second and the third off, and the last one
-        cannot interrupt a plugged-in function. No documents give an empty ranking, though the
+        *duplicates*, *near_duplicates*, *max_candidates*, *instruction*, *priority* and *timeout_s*
+        override the settings of those names; 0 switches the second and the third off, and the last
+        one cannot interrupt a plugged-in function. No documents give an empty ranking, though the
         model is opened to say whose.
 
         Raises:
@@ -126,6 +127,7 @@ class Reranker:
         keep = Keep.checked(top_n, score_threshold, min_results)
         choice = choice_of(self.config, duplicates, near_duplicates, max_candidates)
         call = rank_call(query, documents, choice, instruction)
+        call.job.priority = priority_of(self.config, priority)
         return self._serving.answer(call, timeout_s, partial(ranking_of, keep=keep))
 
     async def arank(
@@ -140,6 +142,7 @@ class Reranker:
         near_duplicates: float | None = None,
         max_candidates: int | None = None,
         instruction: str | None = None,
+        priority: Priority | str | None = None,
         timeout_s: float | None = None,
     ) -> Ranking:
         """Do what `rank` does without blocking the event loop.
@@ -149,6 +152,7 @@ class Reranker:
         keep = Keep.checked(top_n, score_threshold, min_results)
         choice = choice_of(self.config, duplicates, near_duplicates, max_candidates)
         call = rank_call(query, documents, choice, instruction)
+        call.job.priority = priority_of(self.config, priority)
         return await self._serving.await_answer(call, timeout_s, partial(ranking_of, keep=keep))
 
     def score(
@@ -156,6 +160,7 @@ class Reranker:
         pairs: Sequence[tuple[str, str]],
         *,
         instruction: str | None = None,
+        priority: Priority | str | None = None,
         timeout_s: float | None = None,
     ) -> list[float]:
         """Return the score of each (query, document) pair, in input order.
@@ -167,6 +172,7 @@ class Reranker:
             InputError: a pair that cannot be scored, by index; otherwise as `rank`.
         """
         call = score_call(pairs, instruction)
+        call.job.priority = priority_of(self.config, priority)
         return self._serving.answer(call, timeout_s, scores_of)
 
     async def ascore(
@@ -174,14 +180,16 @@ class Reranker:
         pairs: Sequence[tuple[str, str]],
         *,
         instruction: str | None = None,
+        priority: Priority | str | None = None,
         timeout_s: float | None = None,
     ) -> list[float]:
         """Do what `score` does without blocking the event loop."""
         call = score_call(pairs, instruction)
+        call.job.priority = priority_of(self.config, priority)
         return await self._serving.await_answer(call, timeout_s, scores_of)
 
     def warmup(self) -> None:
-        """Open the model and score one pair, so that the first caller need not wait for either."""
+        """Open the model and score one pair with each replica: the first callers need not wait."""
         self._leases.check_open()
         self._cleaner.warm_up()
         self._serving.warm_up()

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from rerank_plugins.batching import batch_cost
-from rerank_plugins.errors import ScoringError
+from rerank_plugins.batching import Budget, batch_cost
+from rerank_plugins.errors import OutOfMemoryError, ScoringError, is_out_of_memory
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +30,8 @@ class Counts(NamedTuple):
     batches: int = 0
     tokens_scored: int = 0
     tokens_padded: int = 0
-    busy_s: float = 0.0
+    out_of_memory: int = 0
+    workers_replaced: int = 0
 
 
 class Counter:
@@ -52,9 +53,15 @@ class Counter:
 
 
 class BatchScoring:
-    """Scores batches with one scorer; results and failures leave through the pair cache."""
+    """Scores batches with one scorer; results and failures leave through the pair cache.
 
-    def __init__(self, scorer: AnyScorer, cache: PairCache, counter: Counter) -> None:
+    ``budget`` is what a batch may cost on this scorer: less after one did not fit into memory.
+    """
+
+    def __init__(
+        self, scorer: AnyScorer, cache: PairCache, counter: Counter, budget: Budget
+    ) -> None:
+        self.budget = budget
         self._scorer = scorer
         self._cache = cache
         self._counter = counter
@@ -67,25 +74,42 @@ class BatchScoring:
         return [piece for piece in batch if not piece.ticket.settled]
 
     def score(self, batch: Sequence[Piece]) -> None:
-        """Score a batch; where it fails, halve it until the guilty pair stands alone."""
-        failure: BaseException | None = None
+        """Score a batch; where it fails, halve it until the guilty pair stands alone.
+
+        What is no `Exception` passes: whoever raises that means the worker, not the batch.
+        """
+        failure: Exception | None = None
         try:
             logits = self._forward(batch)
         # A plug-in may raise anything, and the worker must outlive it.
-        except BaseException as exc:  # noqa: BLE001
+        except Exception as exc:  # noqa: BLE001
             failure = exc
         if failure is None:
             self._resolve(batch, logits)
-        elif len(batch) == 1 or isinstance(failure, _BrokenContractError):
-            self._fail(batch, failure)
-        else:
-            # Forgotten first: an error holds the frames that hold the batch.
-            failure = None
-            half = len(batch) // 2
-            for part in (batch[:half], batch[half:]):
-                # Once its request has failed, the rest of it is nobody's.
-                if wanted := self.wanted(part):
-                    self.score(wanted)
+            return
+        if is_out_of_memory(failure):
+            self._counter.add(Counts(out_of_memory=1))
+            # A pair that does not fit alone says nothing about batches.
+            if len(batch) > 1:
+                self.budget.cut(batch_cost(batch, padded=self._padded))
+        if len(batch) == 1 or isinstance(failure, _BrokenContractError):
+            self.fail(batch, failure)
+            return
+        # Forgotten first: an error holds the frames that hold the batch.
+        failure = None
+        half = len(batch) // 2
+        for part in (batch[:half], batch[half:]):
+            # Once its request has failed, the rest of it is nobody's.
+            if wanted := self.wanted(part):
+                self.score(wanted)
+
+    def fail(self, pieces: Sequence[Piece], cause: BaseException) -> None:
+        """Fail those who wait for *pieces*, and count the pairs."""
+        # Once for each: several windows of one document may fail together.
+        tickets = {id(piece.ticket): piece.ticket for piece in pieces if not piece.ticket.settled}
+        self._counter.add(Counts(pairs_failed=len(tickets)))
+        error = partial(_scoring_error, scorer=self._scorer.name, cause=cause)
+        self._cache.fail(tickets.values(), error)
 
     def _forward(self, batch: Sequence[Piece]) -> NDArray[np.float32]:
         logits = np.asarray(self._scorer.forward([piece.encoded for piece in batch]))
@@ -104,6 +128,7 @@ class BatchScoring:
             elif pair := piece.ticket.answer(piece.place, float(logit)):
                 answered.append((piece.ticket, pair))
         cost = batch_cost(batch, padded=self._padded)
+        self.budget.fitted(cost)
         padding = cost - sum(piece.tokens for piece in batch) if self._padded else 0
         self._counter.add(
             Counts(
@@ -115,20 +140,13 @@ class BatchScoring:
         )
         self._cache.resolve(answered)
         for piece, logit in wrong:
-            self._fail([piece], ScoringError(f"the logit is {logit}"))
-
-    def _fail(self, pieces: Sequence[Piece], cause: BaseException) -> None:
-        # Once for each: several windows of one document may fail together.
-        tickets = {id(piece.ticket): piece.ticket for piece in pieces if not piece.ticket.settled}
-        self._counter.add(Counts(pairs_failed=len(tickets)))
-        error = partial(scoring_error, scorer=self._scorer.name, cause=cause)
-        self._cache.fail(tickets.values(), error)
+            self.fail([piece], ScoringError(f"the logit is {logit}"))
 
 
-def scoring_error(waiter: Waiter, *, scorer: str, cause: BaseException) -> ScoringError:
-    """Return what *waiter* is told where *scorer* failed."""
+def _scoring_error(waiter: Waiter, *, scorer: str, cause: BaseException) -> ScoringError:
     kind = "" if isinstance(cause, ScoringError) else f"{type(cause).__name__}: "
-    error = ScoringError(
+    failed = OutOfMemoryError if is_out_of_memory(cause) else ScoringError
+    error = failed(
         f"{scorer} failed on {waiter.where}: {kind}{cause}",
         retryable=isinstance(cause, ScoringError) and cause.retryable,
     )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-import time
 from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, TypeVar
@@ -12,7 +11,6 @@ from typing import TYPE_CHECKING, TypeVar
 from rerank_plugins.candidates import ALL
 from rerank_plugins.engine import deadline_after
 from rerank_plugins.errors import ClosedError, RerankTimeoutError
-from rerank_plugins.jobs import Job
 from rerank_plugins.options import Activation
 from rerank_plugins.requests import check_timeout
 from rerank_plugins.routing import Router
@@ -20,6 +18,7 @@ from rerank_plugins.screening import chosen_texts, cleaned_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from concurrent.futures import Future
 
     from rerank_plugins.cleaning import Cleaner
     from rerank_plugins.config import RerankConfig
@@ -49,9 +48,10 @@ class Serving:
             timeout_s = self._timeout(timeout_s)
             deadline = deadline_after(timeout_s)
             with _attempt(call, timeout_s):
-                self._submit(call, deadline)
-                left = None if deadline is None else max(0.0, deadline - time.monotonic())
-                call.job.future.result(left)
+                call.job.deadline = deadline
+                for room in self._submit(call, deadline):
+                    room.result(call.job.seconds_left)
+                call.job.future.result(call.job.seconds_left)
             return finish(call)
 
     async def await_answer(
@@ -63,36 +63,39 @@ class Serving:
             timeout_s = self._timeout(timeout_s)
             deadline = deadline_after(timeout_s)
             loop = asyncio.get_running_loop()
-            submit = partial(contextvars.copy_context().run, self._submit, call, deadline)
+            steps = self._submit(call, deadline)
+            # Step by step: who waits for room in the queue must not hold a thread meanwhile.
+            step = partial(contextvars.copy_context().run, next, steps, None)
             with _attempt(call, timeout_s):
+                call.job.deadline = deadline
                 async with asyncio.timeout(timeout_s):
                     threads = self._leases.primary.threads(may_block=self._cleaner.may_block)
-                    await loop.run_in_executor(threads, submit)
+                    while (room := await loop.run_in_executor(threads, step)) is not None:
+                        await asyncio.wrap_future(room)
                     await asyncio.wrap_future(call.job.future)
                     return await self._finished(call, finish)
 
     def warm_up(self) -> None:
-        """Open the model and score one pair."""
-        job = Job(1)
-        one = iter([(0, "warm up")])
-        instruction = self._router.instruction(None)
-        self._leases.primary.submit(job, "warm up", one, instruction=instruction)
-        job.future.result()
+        """Open the model, and score one pair with each replica."""
+        self._leases.primary.warm_up(self._router.instruction(None))
 
     @contextmanager
     def _seen(self, call: Call) -> Iterator[None]:  # noqa: ARG002  who watches will want it
         """Every call begins and ends in here, with an answer or with what it raises."""
         yield
 
-    def _submit(self, call: Call, deadline: float | None) -> None:
-        """Clean and route each query with its documents, and hand them to the engine."""
+    def _submit(self, call: Call, deadline: float | None) -> Iterator[Future[None]]:
+        """Clean and route each query with its documents, and hand them to the engine.
+
+        Gives futures to wait for before it goes on, as `Engine.submitting` does.
+        """
         call.prepare()
         instruction = self._router.instruction(call.instruction)
         for group in call.groups:
             query, scored_language = self._cleaner.query(group.query, group.where)
             engine = self._router.engine(scored_language)
             group.language = query.language
-            self._submit_group(call, group, query.text, engine, instruction, deadline)
+            yield from self._submit_group(call, group, query.text, engine, instruction, deadline)
             if not call.job.waiting:
                 return
 
@@ -104,20 +107,20 @@ class Serving:
         engine: Engine,
         instruction: str | None,
         deadline: float | None,
-    ) -> None:
+    ) -> Iterator[Future[None]]:
         """Hand the documents of *group* to *engine*; *query* is the cleaned one."""
         scorer = engine.scorer()
         group.scorer, group.activation = scorer.name, self._activation(scorer)
         texts = cleaned_texts(self._cleaner, group, call.job, deadline)
         if call.choice != ALL:
             texts = chosen_texts(call, query, texts, deadline)
-        engine.submit(
+        return engine.submitting(
             call.job,
             query,
             texts,
             salt=self._cleaner.identity,
             instruction=instruction,
-            deadline=deadline,
+            when_full=self._config.when_full,
         )
 
     def _activation(self, scorer: AnyScorer) -> str:

@@ -11,7 +11,14 @@ import numpy as np
 from cachetools import LRUCache
 
 from rerank_plugins.config import EMBEDDED
-from rerank_plugins.errors import ConfigError, ModelLoadError, ScoringError, first_line
+from rerank_plugins.errors import (
+    ConfigError,
+    ModelLoadError,
+    OutOfMemoryError,
+    ScoringError,
+    first_line,
+    is_out_of_memory,
+)
 from rerank_plugins.models.embedded_model import (
     SPECIAL_TOKENS,
     EmbeddedSettings,
@@ -143,7 +150,7 @@ class EmbeddedScorer:
         """Return (pairs,) logits.
 
         Raises:
-            ScoringError: onnxruntime failed.
+            ScoringError: onnxruntime failed; `OutOfMemoryError` where that was for want of memory.
         """
         return self._settings.logits(self.similarities(pairs))
 
@@ -212,7 +219,8 @@ class EmbeddedScorer:
             (hidden,) = self._session.run(None, {"ids": ids, "mask": mask})
         # onnxruntime's exceptions share no base but Exception.
         except Exception as exc:
-            raise ScoringError(
+            failed = OutOfMemoryError if is_out_of_memory(exc) else ScoringError
+            raise failed(
                 f"onnxruntime failed on {ids.shape[0]} windows of up to {ids.shape[1]} tokens: "
                 f"{first_line(exc)}"
             ) from exc

@@ -154,8 +154,7 @@ async def test_closing_leaves_no_tokens(scorer: Gated) -> None:
     reranker = Reranker(scorer)
     first = await _busy(reranker, scorer)
     task = await _fill(reranker, "q", ["a", "b"])
-    opened = reranker._leases.primary._open
-    assert opened is not None
+    opened = reranker._leases.primary._opened()
 
     closing = asyncio.create_task(asyncio.to_thread(reranker.close))
     with pytest.raises(ClosedError):
