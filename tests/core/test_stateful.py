@@ -5,6 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,8 +20,10 @@ from hypothesis.stateful import (
 )
 
 from rerank_plugins.engine import Engine
-from rerank_plugins.errors import ClosedError, QueueFullError, RerankTimeoutError, ScoringError
+from rerank_plugins.errors import ClosedError, QueueFullError, ScoringError
 from rerank_plugins.jobs import Job
+from rerank_plugins.options import Priority
+from rerank_plugins.replica import DEADLY
 from tests.scripted_scorer import HANG_S, Key, ScriptedScorer, truth, whole, window_texts
 
 if TYPE_CHECKING:
@@ -29,6 +32,7 @@ if TYPE_CHECKING:
     from rerank_plugins.testing import FakePair
 
 QUERIES = st.sampled_from(["one", "two"])
+GOOD = ["a", "b b", "c c c", "d d d d d", "e", "f", "long1", "long2"]
 DOCUMENTS = st.lists(
     st.sampled_from(
         [
@@ -110,16 +114,25 @@ class Callers(RuleBasedStateMachine):
             cache_entries=self.entries,
             batch_tokens=None,
             queue_tokens=self.bound,
+            reopens=False,
         )
         self.engine.scorer()
         self.claimed = self.unreadable = 0
         self.kept: set[Key] = set()
         # Pairs of a batch that failed: they are tried again in smaller ones, ahead of the queue.
         self.halved: set[Key] = set()
+        self.deaths: Counter[Key] = Counter()
 
-    @rule(query=QUERIES, documents=DOCUMENTS, instruction=INSTRUCTIONS)
-    def submit(self, query: str, documents: list[str], instruction: str | None) -> None:
-        self._submit([(query, documents)], instruction)
+    @rule(
+        query=QUERIES,
+        documents=DOCUMENTS,
+        instruction=INSTRUCTIONS,
+        priority=st.sampled_from(Priority),
+    )
+    def submit(
+        self, query: str, documents: list[str], instruction: str | None, priority: Priority
+    ) -> None:
+        self._submit([(query, documents)], instruction, priority)
 
     @rule(
         groups=st.lists(st.tuples(QUERIES, DOCUMENTS), min_size=2, max_size=3),
@@ -130,8 +143,13 @@ class Callers(RuleBasedStateMachine):
     ) -> None:
         self._submit(groups, instruction)
 
-    def _submit(self, groups: list[tuple[str, list[str]]], instruction: str | None) -> None:
-        ask = Ask(Job(sum(len(documents) for _, documents in groups)))
+    def _submit(
+        self,
+        groups: list[tuple[str, list[str]]],
+        instruction: str | None,
+        priority: Priority = Priority.INTERACTIVE,
+    ) -> None:
+        ask = Ask(Job(sum(len(documents) for _, documents in groups), priority=priority))
         for query, documents in groups:
             told = f"{instruction or 'answer'}: {query}"
             ask.keys += [Key(told, document) for document in documents]
@@ -146,14 +164,17 @@ class Callers(RuleBasedStateMachine):
             ask.unanswered |= set(keys) - known
             ask.failed |= {key for key in keys if key.document == "unreadable"}
             before = self._places()
-            # A deadline that has passed: room is not waited for.
-            self.engine.submit(
+            steps = self.engine.submitting(
                 ask.job,
                 query,
                 iter(list(enumerate(documents, start=place))),
                 instruction=instruction,
-                deadline=time.monotonic(),
             )
+            for _ in steps:
+                # There is no room for the rest, and this caller waits for nobody.
+                assert ask.may_be_late
+                ask.cancelled = True
+                ask.job.cancel()
             if claimed := self._places() - before:
                 assert claimed == len(documents)
                 self.claimed += claimed
@@ -176,9 +197,11 @@ class Callers(RuleBasedStateMachine):
         ask.job.cancel()
 
     @precondition(lambda self: self.flight)
-    @rule()
-    def answer(self) -> None:
-        self._go_on(None)
+    @rule(times=st.integers(1, 8))
+    def answer(self, times: int) -> None:
+        for _ in range(times):
+            if self.flight:
+                self._go_on(None)
 
     @precondition(lambda self: self.flight)
     @rule(fault=st.sampled_from(sorted(FAULTS)))
@@ -200,7 +223,8 @@ class Callers(RuleBasedStateMachine):
             ask.may_be_closed |= ask.live
         flown = {whole(pair) for pair in self.flight or []} | self.halved
         waiting = [ask for ask in self.asks if ask.live and not ask.unanswered & flown]
-        queue_of_it = dispatcher_of(self.engine)
+        dispatcher = self.engine._open
+        assert dispatcher is not None
         closing = threading.Thread(target=self.engine.close, kwargs={"wait": wait}, daemon=True)
         closing.start()
         if not wait:
@@ -219,7 +243,7 @@ class Callers(RuleBasedStateMachine):
         assert not any(ask.live for ask in self.asks)
         # Who does not wait for the closing may be back before the worker has ended.
         _until(lambda: self.scorer.closed)
-        assert queue_of_it.tokens_waiting == 0
+        assert dispatcher.tokens_waiting == 0
         assert self.engine._cache._tickets == {}
         self._open_afresh()
 
@@ -227,31 +251,45 @@ class Callers(RuleBasedStateMachine):
         """Let the scorer go on, note what that means for each caller, and wait for what follows."""
         flight, self.flight = self.flight, None
         assert flight is not None
-        short = len(flight) > self.scorer.room
-        raised = (
-            isinstance(order, BaseException) or short or any("poison" in p.document for p in flight)
-        )
         self.scorer.orders.put(order)
-        keys = {whole(pair) for pair in flight}
-        if raised:
-            bad = keys if len(flight) == 1 else set()
-        elif order is not None:
-            bad = keys
-        else:
-            bad = {key for key in keys if "nan" in key.document}
-        good = set() if raised or order is not None else keys - bad
-        self.halved = (self.halved | keys) if raised and len(flight) > 1 else self.halved - keys
+        good, bad = self._outcome(flight, order)
+        for key in good | bad:
+            del self.deaths[key]
         plain = {key for key in good if not window_texts(key.document)}
         self.kept |= plain
         for ask in self.asks:
             # Of a windowed document others may still be missing: only the job itself knows.
             ask.failed |= bad & set(ask.keys)
             ask.unanswered -= plain
+        if isinstance(order, SystemExit):
+            # Who joined since the first death is counted as if it had been there.
+            bad = set()
         # A window may be of a ticket that was dropped, whatever has been asked since.
         self._come_to_rest({key for key in bad if not window_texts(key.document)})
 
+    def _outcome(self, flight: list[FakePair], order: Any) -> tuple[set[Key], set[Key]]:
+        """Return what a pass answers and what it fails; the rest of it is tried again."""
+        keys = {whole(pair) for pair in flight}
+        if isinstance(order, SystemExit):
+            # They fail with the second worker that dies of them.
+            self.deaths.update(keys)
+            return set(), {key for key in keys if self.deaths[key] >= DEADLY}
+        if (
+            isinstance(order, BaseException)
+            or len(flight) > self.scorer.room
+            or any("poison" in pair.document for pair in flight)
+        ):
+            if len(flight) > 1:
+                self.halved |= keys
+                return set(), set()
+            self.halved -= keys
+            return set(), keys
+        self.halved -= keys
+        bad = {key for key in keys if "nan" in key.document} if order is None else keys
+        return keys - bad, bad
+
     def _come_to_rest(self, failed: Collection[Key] = ()) -> None:
-        """Wait until the scorer stands in a pass again, or nobody waits: anything else is a hang."""
+        """Wait until the scorer stands in a pass again, or nobody waits; all else is a hang."""
         until = time.monotonic() + HANG_S
         while self.flight is None and any(ask.waits for ask in self.asks):
             try:
@@ -284,11 +322,9 @@ class Callers(RuleBasedStateMachine):
                 continue
             error = ask.job.future.exception(HANG_S)
             if error is None:
-                found = [
-                    (pair.logit, cached)
-                    for pair, cached in zip(ask.job.delivered(), ask.job.cached, strict=True)
+                assert [pair.logit for pair in ask.job.delivered()] == [
+                    truth(*key) for key in ask.keys
                 ]
-                assert [logit for logit, _ in found] == [truth(*key) for key in ask.keys]
                 assert not {key.document for key in ask.keys} & {"poison", "nan", "unreadable"}
             elif isinstance(error, ScoringError):
                 names = {f"documents[{i}]" for i, key in enumerate(ask.keys) if key in ask.failed}
@@ -296,7 +332,6 @@ class Callers(RuleBasedStateMachine):
             else:
                 may = {
                     QueueFullError: ask.may_be_refused,
-                    RerankTimeoutError: ask.may_be_late,
                     ClosedError: ask.may_be_closed,
                 }
                 assert may.get(type(error)), error
@@ -320,12 +355,6 @@ class Callers(RuleBasedStateMachine):
         for _ in range(999):
             self.scorer.orders.put(None)
         self.engine.close()
-
-
-def dispatcher_of(engine: Engine) -> Any:
-    opened = engine._open
-    assert opened is not None
-    return opened[1] if isinstance(opened, tuple) else opened
 
 
 def _until(condition: Callable[[], bool]) -> None:
