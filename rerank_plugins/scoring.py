@@ -56,12 +56,14 @@ class BatchScoring:
     """Scores batches with one scorer; results and failures leave through the pair cache.
 
     ``budget`` is what a batch may cost on this scorer: less after one did not fit into memory.
+    ``entered`` are the pieces that the scorer was last entered with: a part of a batch, maybe.
     """
 
     def __init__(
         self, scorer: AnyScorer, cache: PairCache, counter: Counter, budget: Budget
     ) -> None:
         self.budget = budget
+        self.entered: Sequence[Piece] = ()
         self._scorer = scorer
         self._cache = cache
         self._counter = counter
@@ -112,6 +114,7 @@ class BatchScoring:
         self._cache.fail(tickets.values(), error)
 
     def _forward(self, batch: Sequence[Piece]) -> NDArray[np.float32]:
+        self.entered = batch
         logits = np.asarray(self._scorer.forward([piece.encoded for piece in batch]))
         if logits.shape != (len(batch),) or logits.dtype.kind not in "fiu":
             raise _BrokenContractError(

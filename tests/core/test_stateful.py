@@ -52,6 +52,7 @@ DOCUMENTS = st.lists(
     min_size=1,
     max_size=6,
 )
+PASSES = st.sampled_from([0, 0, 1, 2, 5, 40])
 INSTRUCTIONS = st.sampled_from([None, None, "find"])
 FAULTS: dict[str, Callable[[], Any]] = {
     "exception": lambda: RuntimeError("transient"),
@@ -117,7 +118,7 @@ class Callers(RuleBasedStateMachine):
             reopens=False,
         )
         self.engine.scorer()
-        self.claimed = self.unreadable = 0
+        self.claimed = self.unreadable = self.asked = 0
         self.kept: set[Key] = set()
         # Pairs of a batch that failed: they are tried again in smaller ones, ahead of the queue.
         self.halved: set[Key] = set()
@@ -128,20 +129,29 @@ class Callers(RuleBasedStateMachine):
         documents=DOCUMENTS,
         instruction=INSTRUCTIONS,
         priority=st.sampled_from(Priority),
+        passes=PASSES,
     )
     def submit(
-        self, query: str, documents: list[str], instruction: str | None, priority: Priority
+        self,
+        query: str,
+        documents: list[str],
+        instruction: str | None,
+        priority: Priority,
+        passes: int,
     ) -> None:
         self._submit([(query, documents)], instruction, priority)
+        self.answer(passes)
 
     @rule(
         groups=st.lists(st.tuples(QUERIES, DOCUMENTS), min_size=2, max_size=3),
         instruction=INSTRUCTIONS,
+        passes=PASSES,
     )
     def submit_several_queries(
-        self, groups: list[tuple[str, list[str]]], instruction: str | None
+        self, groups: list[tuple[str, list[str]]], instruction: str | None, passes: int
     ) -> None:
         self._submit(groups, instruction)
+        self.answer(passes)
 
     def _submit(
         self,
@@ -154,6 +164,7 @@ class Callers(RuleBasedStateMachine):
             told = f"{instruction or 'answer'}: {query}"
             ask.keys += [Key(told, document) for document in documents]
         self.asks.append(ask)
+        self.asked += 1
         place = 0
         for query, documents in groups:
             keys = ask.keys[place : place + len(documents)]
@@ -197,9 +208,9 @@ class Callers(RuleBasedStateMachine):
         ask.job.cancel()
 
     @precondition(lambda self: self.flight)
-    @rule(times=st.integers(1, 8))
-    def answer(self, times: int) -> None:
-        for _ in range(times):
+    @rule(passes=PASSES)
+    def answer(self, passes: int) -> None:
+        for _ in range(passes):
             if self.flight:
                 self._go_on(None)
 
@@ -217,6 +228,7 @@ class Callers(RuleBasedStateMachine):
         self.engine.clear_cache()
         self.kept.clear()
 
+    @precondition(lambda self: self.asked > 5)
     @rule(wait=st.booleans())
     def close_and_reopen(self, wait: bool) -> None:
         for ask in self.asks:
@@ -253,9 +265,9 @@ class Callers(RuleBasedStateMachine):
         assert flight is not None
         self.scorer.orders.put(order)
         good, bad = self._outcome(flight, order)
-        for key in good | bad:
-            del self.deaths[key]
         plain = {key for key in good if not window_texts(key.document)}
+        for key in plain | bad:
+            del self.deaths[key]
         self.kept |= plain
         for ask in self.asks:
             # Of a windowed document others may still be missing: only the job itself knows.
