@@ -281,7 +281,7 @@ class Engine:
             requests=self._requests,
             pairs_scored=done.pairs_scored,
             pairs_joined=cache.joined,
-            pairs_failed=done.pairs_failed,
+            pairs_failed=cache.failed,
             pairs_dropped=done.pairs_dropped,
             batches=done.batches,
             tokens_scored=done.tokens_scored,

@@ -25,7 +25,6 @@ class Counts(NamedTuple):
     """What happened behind the queue; units as in `EngineStats`."""
 
     pairs_scored: int = 0
-    pairs_failed: int = 0
     pairs_dropped: int = 0
     batches: int = 0
     tokens_scored: int = 0
@@ -106,12 +105,9 @@ class BatchScoring:
                 self.score(wanted)
 
     def fail(self, pieces: Sequence[Piece], cause: BaseException) -> None:
-        """Fail those who wait for *pieces*, and count the pairs."""
-        # Once for each: several windows of one document may fail together.
-        tickets = {id(piece.ticket): piece.ticket for piece in pieces if not piece.ticket.settled}
-        self._counter.add(Counts(pairs_failed=len(tickets)))
+        """Fail those who wait for *pieces*."""
         error = partial(_scoring_error, scorer=self._scorer.name, cause=cause)
-        self._cache.fail(tickets.values(), error)
+        self._cache.fail([piece.ticket for piece in pieces], error)
 
     def _forward(self, batch: Sequence[Piece]) -> NDArray[np.float32]:
         self.entered = batch

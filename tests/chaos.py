@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import faulthandler
 import gc
+import logging
 import os
 import random
 import re
@@ -38,6 +39,12 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     from rerank_plugins import RerankConfig
+
+OURS = (Job, Ticket, Piece)
+"""Of these, none may be left: one for each request would be a leak."""
+
+GROWTH_MIB = 24
+"""What a process may grow by after its warm-up: caches fill, and memory falls to pieces."""
 
 THREADS = 6
 LOOPS = 3
@@ -151,6 +158,13 @@ class Report:
     memory_mib: tuple[float, float] = (0.0, 0.0)
     """Resident, after the warm-up and at the end."""
 
+    @property
+    def faultless(self) -> bool:
+        """Whether nobody was wronged, and nothing was left behind."""
+        warm, end = self.memory_mib
+        flawed = self.wrong or self.hung or self.left or self.miscounted
+        return not flawed and end - warm < GROWTH_MIB
+
 
 class Chaos:
     """One run: callers, somebody who closes and reopens, and a watchdog."""
@@ -204,6 +218,10 @@ class Chaos:
     def _models(self) -> Iterator[None]:
         """Models by name are scorers of ours."""
         real = registry.open_scorer
+        # Workers die by the hundred here, and each death is logged.
+        logger = logging.getLogger("rerank_plugins")
+        level = logger.level
+        logger.setLevel(logging.CRITICAL + 1)
 
         def open_chaos(config: RerankConfig) -> ChaosScorer:
             return ChaosScorer(config.model, self._journal)
@@ -213,6 +231,7 @@ class Chaos:
             yield
         finally:
             registry.open_scorer = real
+            logger.setLevel(level)
 
     def _watch(self) -> None:
         """Wait for the end, or for a request that has waited too long."""
@@ -350,7 +369,7 @@ class Chaos:
         if isinstance(error, asyncio.CancelledError):
             return request.cancelled
         if isinstance(error, QueueFullError):
-            return request.handle.settings.get("when_full") != "wait" and error.retry_after_s > 0
+            return request.handle.settings.get("when_full") != "wait" and error.retry_after_s >= 0
         if isinstance(error, RerankTimeoutError):
             own = request.timeout_s if request.kind in ("rank", "score") else None
             return (own or request.handle.settings.get("timeout_s")) is not None
@@ -364,8 +383,9 @@ class Chaos:
 
     def _blamed(self, request: Request, message: str, number: re.Match[str] | None) -> bool:
         """Whether the pair that an error names is to blame for it."""
-        if message == f"no worker of {request.handle.settings['model']} is left":
-            return True
+        model = request.handle.settings["model"]
+        if f"no worker of {model} is left" in message:
+            return self._journal.loads_failed(model)
         where = re.search(r"(?:documents|pairs)\[(\d+)\]", message)
         if where is None:
             return False
@@ -386,24 +406,23 @@ class Chaos:
     def _check_counters(self) -> None:
         """Whatever was to be scored was scored, failed or dropped, once."""
         for handle in self._handles[:: len(USERS)]:
-            for stats in handle.reranker.stats().values():
-                until = time.monotonic() + self._hang_s
-                while True:
-                    stats = handle.reranker.stats()[stats.scorer]
-                    ended = stats.pairs_scored + stats.pairs_failed + stats.pairs_dropped
-                    if stats.tokens_waiting == 0 and stats.cache_misses == ended:
-                        break
-                    if time.monotonic() > until:
-                        self.report.miscounted.append(str(stats))
-                        break
-                    time.sleep(0.01)
+            until = time.monotonic() + self._hang_s
+            while True:
+                (stats,) = handle.reranker.stats().values()
+                ended = stats.pairs_scored + stats.pairs_failed + stats.pairs_dropped
+                if stats.tokens_waiting == 0 and stats.cache_misses == ended:
+                    break
+                if time.monotonic() > until:
+                    self.report.miscounted.append(str(stats))
+                    break
+                time.sleep(0.01)
 
     def _footprint(self) -> dict[str, int]:
         kept = Counter(type(thing).__name__ for thing in gc.get_objects() if type(thing) in OURS)
         files = Path("/proc/self/fd")
         return {
             "threads": threading.active_count(),
-            "files": len(os.listdir(files)) if files.exists() else 0,
+            "files": len(list(files.iterdir())) if files.exists() else 0,
             "engines": len(registry.ENGINES),
             **kept,
         }
@@ -422,9 +441,6 @@ class Chaos:
                 break
             time.sleep(0.1)
         self.report.left = left
-
-
-OURS = (Job, Ticket, Piece)
 
 
 def resident_mib() -> float:

@@ -116,6 +116,10 @@ class Journal:
         with self._lock:
             return self._loads.get(number) == model
 
+    def loads_failed(self, model: str) -> bool:
+        with self._lock:
+            return model in self._loads.values()
+
     def explains_no_number(self, pair: Pair) -> bool:
         with self._lock:
             return pair.document.startswith("nan") or pair in self._no_number
