@@ -198,13 +198,18 @@ class Engine:
     ) -> None:
         """Fill *job* with what is known of a chunk, and queue the rest."""
         tickets = self._cache.claim(job, keys, [place for place, _ in chunk])
-        if job.priority is Priority.INTERACTIVE and (promoted := self._cache.promote(keys)):
-            dispatcher.promote(promoted)
-        if tickets:
-            texts = [chunk[i][1] for i in tickets]
-            name = dispatcher.scorer.name
-            pieces = self._encode(name, encode, texts, list(tickets.values()))
-            self._queue(dispatcher, pieces, errand_of)
+        try:
+            if job.priority is Priority.INTERACTIVE and (promoted := self._cache.promote(keys)):
+                dispatcher.promote(promoted)
+            if tickets:
+                texts = [chunk[i][1] for i in tickets]
+                name = dispatcher.scorer.name
+                pieces = self._encode(name, encode, texts, list(tickets.values()))
+                self._queue(dispatcher, pieces, errand_of)
+        except BaseException as exc:
+            # Ctrl-C comes anywhere, and others may wait for these tickets.
+            self._cache.fail(tickets.values(), partial(_queueing_error, cause=exc))
+            raise
 
     def warm_up(self, instruction: str | None = None) -> None:
         """Open the model and let each replica score one pair.

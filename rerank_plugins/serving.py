@@ -18,7 +18,7 @@ from rerank_plugins.screening import chosen_texts, cleaned_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from concurrent.futures import Future
+    from concurrent.futures import Executor, Future
 
     from rerank_plugins.cleaning import Cleaner
     from rerank_plugins.config import RerankConfig
@@ -62,7 +62,6 @@ class Serving:
             self._leases.check_open()
             timeout_s = self._timeout(timeout_s)
             deadline = deadline_after(timeout_s)
-            loop = asyncio.get_running_loop()
             steps = self._submit(call, deadline)
             # Step by step: who waits for room in the queue must not hold a thread meanwhile.
             step = partial(contextvars.copy_context().run, next, steps, None)
@@ -70,7 +69,7 @@ class Serving:
                 call.job.deadline = deadline
                 async with asyncio.timeout(timeout_s):
                     threads = self._leases.primary.threads(may_block=self._cleaner.may_block)
-                    while (room := await loop.run_in_executor(threads, step)) is not None:
+                    while (room := await _run_in(threads, step)) is not None:
                         await asyncio.wrap_future(room)
                     await asyncio.wrap_future(call.job.future)
                     return await self._finished(call, finish)
@@ -131,14 +130,21 @@ class Serving:
         if len(call.job.pairs) <= _FINISH_ON_LOOP:
             return finish(call)
         try:
-            threads = self._leases.primary.threads()
+            return await _run_in(self._leases.primary.threads(), partial(finish, call))
         except ClosedError:
             # Closed since; the answer is complete all the same.
             return finish(call)
-        return await asyncio.get_running_loop().run_in_executor(threads, finish, call)
 
     def _timeout(self, timeout_s: float | None) -> float | None:
         return self._config.timeout_s if timeout_s is None else check_timeout(timeout_s)
+
+
+def _run_in(threads: Executor, function: Callable[[], T]) -> asyncio.Future[T]:
+    """Run *function* in one of *threads*, which may have been closed just now."""
+    try:
+        return asyncio.get_running_loop().run_in_executor(threads, function)
+    except RuntimeError as exc:
+        raise ClosedError("the reranker was closed during the call") from exc
 
 
 @contextmanager
