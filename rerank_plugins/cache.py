@@ -37,6 +37,7 @@ class CacheStats(NamedTuple):
     hits: int
     misses: int
     joined: int
+    failed: int
     evictions: int
 
 
@@ -51,7 +52,7 @@ class PairCache:
         self._kept = _CountingLRU(entries) if entries else None
         self._tickets: dict[bytes, Ticket] = {}
         self._lock = threading.Lock()
-        self._hits = self._misses = self._joined = 0
+        self._hits = self._misses = self._joined = self._failed = 0
 
     def claim(self, job: Job, keys: Sequence[bytes], places: Sequence[int]) -> dict[int, Ticket]:
         """Fill *job* with what is known and return tickets for what the caller has to score.
@@ -133,6 +134,7 @@ class PairCache:
         with self._lock:
             for ticket in tickets:
                 if self._settle(ticket):
+                    self._failed += 1
                     waiters.extend(ticket.waiters)
         for waiter in waiters:
             if waiter.job.waiting:
@@ -193,6 +195,7 @@ class PairCache:
                 hits=self._hits,
                 misses=self._misses,
                 joined=self._joined,
+                failed=self._failed,
                 evictions=self._kept.evictions if self._kept is not None else 0,
             )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -107,7 +108,10 @@ class Cleaner:
 @cache
 def _default_detector() -> DefaultLanguageDetector:
     # One for the process: what it loads at first use takes a second and 80 MB.
-    return DefaultLanguageDetector()
+    detector = DefaultLanguageDetector()
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=detector.after_fork)
+    return detector
 
 
 def _check_returned(text: object, plugin: str, where: str) -> str:

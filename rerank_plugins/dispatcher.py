@@ -182,13 +182,22 @@ class Dispatcher:
                 if replica.thread is None or replica in self._lost:
                     replica.close()
         threads = [replica.thread for replica in replicas if replica.thread is not None]
-        if not wait or not threads or threading.current_thread() in threads:
+        if threading.current_thread() in threads:
+            # The garbage collector may close it here between a worker's look and its sleep, and
+            # only another thread can tell when it sleeps.
+            threading.Thread(target=self._nudge, name=f"rerank-plugins {self._name}").start()
+            return
+        if not wait or not threads:
             return
         # Not the workers' to do: a running batch may take long, and these will not be scored.
         self._cache.fail(self._take_all(), _closed_error)
         until = time.monotonic() + EXIT_WAIT_S
         for thread in threads:
             thread.join(max(0.0, until - time.monotonic()))
+
+    def _nudge(self) -> None:
+        with self._changed:
+            self._changed.notify_all()
 
     def _start_workers(self) -> None:
         """Start the threads that do not run; the lock is held."""

@@ -220,15 +220,20 @@ class Engine:
     ) -> None:
         """Fill *job* with what is known of a chunk, and queue the rest."""
         tickets = self._cache.claim(job, keys, [place for place, _ in chunk])
-        if job.priority is Priority.INTERACTIVE and (promoted := self._cache.promote(keys)):
-            dispatcher.promote(promoted)
-        if tickets:
-            job.work("encode")
-            texts = [chunk[i][1] for i in tickets]
-            name = dispatcher.scorer.name
-            pieces = self._encode(name, encode, texts, list(tickets.values()))
-            job.note_tokens(pieces)
-            self._queue(dispatcher, pieces, errand_of)
+        try:
+            if job.priority is Priority.INTERACTIVE and (promoted := self._cache.promote(keys)):
+                dispatcher.promote(promoted)
+            if tickets:
+                job.work("encode")
+                texts = [chunk[i][1] for i in tickets]
+                name = dispatcher.scorer.name
+                pieces = self._encode(name, encode, texts, list(tickets.values()))
+                job.note_tokens(pieces)
+                self._queue(dispatcher, pieces, errand_of)
+        except BaseException as exc:
+            # Ctrl-C comes anywhere, and others may wait for these tickets.
+            self._cache.fail(tickets.values(), partial(_queueing_error, cause=exc))
+            raise
 
     def warm_up(self, instruction: str | None = None) -> None:
         """Open the model and let each replica score one pair.
@@ -305,7 +310,7 @@ class Engine:
             requests=self._requests,
             pairs_scored=done.pairs_scored,
             pairs_joined=cache.joined,
-            pairs_failed=done.pairs_failed,
+            pairs_failed=cache.failed,
             pairs_dropped=done.pairs_dropped,
             batches=done.batches,
             tokens_scored=done.tokens_scored,

@@ -195,11 +195,12 @@ class Leases:
         with ENGINES.lock:
             self._released = True
             held, self._held = self._held, {}
+        if held and self._own is not None:
+            # First: closing takes its time, and meanwhile nobody may open the scorer again.
+            _remember_given_up(self._own)
         for key, engine in held.values():
             engine.audience.leave(id(self))
             ENGINES.release(key, wait=wait)
-        if held and self._own is not None:
-            _remember_given_up(self._own)
 
     def _engine_of(self, model: str) -> tuple[Hashable, Hashable, Callable[[], Engine]]:
         """Return key and settings of the engine that serves *model*, and how to make it."""

@@ -74,19 +74,22 @@ class Replica:
     def score(self, batch: Sequence[Piece]) -> None:
         """Score *batch*, what is wanted of the one in hand, and note how long it took."""
         self.begun_s = time.monotonic()
+        self.scoring.entered = ()
         # As the queue counted them: there, padding is no load.
         self._tokens = queued_tokens(batch, padded=self.scorer.padded)
         self.scoring.score(batch)
-        self.batch = ()
+        self.batch = self.scoring.entered = ()
         self.pace.note(self._tokens, time.monotonic() - self.begun_s)
 
     def drop_batch(self) -> tuple[list[Piece], list[Piece]]:
         """Let go of what it died with: what may be tried again, and what has killed too often."""
         again: list[Piece] = []
         deadly: list[Piece] = []
+        # It died of what the scorer was at, not of the rest of the batch; without, of any.
+        suspects = set(map(id, self.scoring.entered or self.batch))
         for piece in (*self.batch, *self.errands):
             if not piece.ticket.settled:
-                piece.deaths += 1
+                piece.deaths += id(piece) in suspects
                 (deadly if piece.deaths >= DEADLY else again).append(piece)
         self.batch, self.errands = (), []
         return again, deadly

@@ -26,7 +26,6 @@ class Counts(NamedTuple):
     """What happened behind the queue; units as in `EngineStats`."""
 
     pairs_scored: int = 0
-    pairs_failed: int = 0
     pairs_dropped: int = 0
     batches: int = 0
     tokens_scored: int = 0
@@ -57,6 +56,7 @@ class BatchScoring:
     """Scores batches with one scorer; results and failures leave through the pair cache.
 
     ``budget`` is what a batch may cost on this scorer: less after one did not fit into memory.
+    ``entered`` are the pieces that the scorer was last entered with: a part of a batch, maybe.
     """
 
     def __init__(
@@ -70,6 +70,7 @@ class BatchScoring:
         replica: int = 0,
     ) -> None:
         self.budget = budget
+        self.entered: Sequence[Piece] = ()
         self._scorer = scorer
         self._cache = cache
         self._counter = counter
@@ -115,14 +116,12 @@ class BatchScoring:
                 self.score(wanted)
 
     def fail(self, pieces: Sequence[Piece], cause: BaseException) -> None:
-        """Fail those who wait for *pieces*, and count the pairs."""
-        # Once for each: several windows of one document may fail together.
-        tickets = {id(piece.ticket): piece.ticket for piece in pieces if not piece.ticket.settled}
-        self._counter.add(Counts(pairs_failed=len(tickets)))
+        """Fail those who wait for *pieces*."""
         error = partial(_scoring_error, scorer=self._scorer.name, cause=cause)
-        self._cache.fail(tickets.values(), error)
+        self._cache.fail([piece.ticket for piece in pieces], error)
 
     def _forward(self, batch: Sequence[Piece]) -> NDArray[np.float32]:
+        self.entered = batch
         logits = np.asarray(self._scorer.forward([piece.encoded for piece in batch]))
         if logits.shape != (len(batch),) or logits.dtype.kind not in "fiu":
             raise _BrokenContractError(

@@ -21,7 +21,7 @@ from rerank_plugins.screening import chosen_texts, cleaned_texts
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
-    from concurrent.futures import Future
+    from concurrent.futures import Executor, Future
 
     from rerank_plugins.cleaning import Cleaner
     from rerank_plugins.config import RerankConfig
@@ -72,7 +72,7 @@ class Serving:
         raise AssertionError("the last attempt answers or raises")
 
     async def _await(self, attempt: Attempt, finish: Callable[[Call], T]) -> T:
-        call, loop = attempt.call, asyncio.get_running_loop()
+        call = attempt.call
         run = contextvars.copy_context().run
         if attempt.link == RETRIEVAL_ORDER:
             answer = partial(self._answer_at_once, attempt, finish)
@@ -82,17 +82,16 @@ class Serving:
         threads = engine.threads(may_block=self._cleaner.may_block)
         # Step by step: who waits for room in the queue must not hold a thread meanwhile.
         step = partial(run, next, self._submit(attempt), None)
-        while (room := await loop.run_in_executor(threads, step)) is not None:
+        while (room := await _run_in(threads, step)) is not None:
             await asyncio.wrap_future(room)
         await asyncio.wrap_future(call.job.future)
         if len(call.job.pairs) <= _FINISH_ON_LOOP:
             return finish(call)
         try:
-            threads = engine.threads()
+            return await _run_in(engine.threads(), partial(finish, call))
         except ClosedError:
             # Closed since; the answer is complete all the same.
             return finish(call)
-        return await loop.run_in_executor(threads, finish, call)
 
     def warm_up(self) -> None:
         """Open the model, and score one pair with each replica."""
@@ -208,6 +207,14 @@ class Serving:
     def _activation(self, scorer: AnyScorer) -> str:
         chosen = self._config.activation
         return scorer.activation if chosen is Activation.AUTO else chosen.value
+
+
+def _run_in(threads: Executor, function: Callable[[], T]) -> asyncio.Future[T]:
+    """Run *function* in one of *threads*, which may have been closed just now."""
+    try:
+        return asyncio.get_running_loop().run_in_executor(threads, function)
+    except RuntimeError as exc:
+        raise ClosedError("the reranker was closed during the call") from exc
 
 
 @contextmanager
