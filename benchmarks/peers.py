@@ -28,7 +28,7 @@ def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--peer-python", help="the Python that has infinity-emb; without, no row")
     parser.add_argument("--callers", type=int, nargs="+", default=CALLERS)
-    parser.add_argument("--seconds", type=float, default=6.0, help="in which requests are sent")
+    parser.add_argument("--seconds", type=float, default=4.0, help="in which requests are sent")
     parser.add_argument("--documents", type=int, default=5, help="of a request")
     parser.add_argument("--shape", default="web search", choices=SHAPES)
     parser.add_argument("--quick", action="store_true", help="half a minute")
@@ -93,8 +93,8 @@ def measure(subjects: Sequence[Subject], callers: Sequence[int], seconds: float)
     for turn, count in enumerate(callers, start=1):
         rows = {}
         for subject in subjects:
-            # The first requests of a new number of callers are not measured.
-            subject.load(count, min(1.0, seconds / 4), 1000 + turn)
+            # The first requests after another engine has run are not measured.
+            subject.load(min(count, 4), min(1.0, seconds / 4), 1000 + turn)
             found = subject.load(count, seconds, turn)
             rows[subject.name] = figures(found)
             cells = " | ".join(f"{value:.0f}" for value in rows[subject.name])
