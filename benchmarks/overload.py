@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import math
 import random
 import statistics
 import time
@@ -21,6 +22,7 @@ from traffic import ClosedLoop, LoopWatch, in_ms
 from workloads import SHAPES, Request, make_requests, turned
 
 from rerank_plugins import Reranker
+from rerank_plugins.config import EMBEDDED
 from rerank_plugins.errors import RerankError
 
 if TYPE_CHECKING:
@@ -83,14 +85,15 @@ def find_capacity(reranker: Reranker, texts: Texts, seconds: float) -> Capacity:
 
 
 def _stats(reranker: Reranker) -> EngineStats:
-    return reranker.stats()["embedded"]
+    return reranker.stats()[EMBEDDED]
 
 
 def _timed(reranker: Reranker, texts: Texts, number: int) -> float:
+    """Return the seconds of a request, and no end of them where another scorer answered."""
     request = texts.request(number)
     started = time.perf_counter()
-    reranker.rank(request.query, request.documents)
-    return time.perf_counter() - started
+    ranking = reranker.rank(request.query, request.documents)
+    return time.perf_counter() - started if ranking.scorer == EMBEDDED else math.inf
 
 
 class OpenLoop:
@@ -170,7 +173,7 @@ def recover(reranker: Reranker, texts: Texts, until: float, normal_s: float) -> 
                 return time.perf_counter() - until
         except RerankError:
             time.sleep(0.005)
-    return float("inf")
+    return math.inf
 
 
 def report(ended: Sequence[Ended], capacity: Capacity, seconds: float) -> None:
@@ -182,7 +185,7 @@ def report(ended: Sequence[Ended], capacity: Capacity, seconds: float) -> None:
     # What was answered after the load ended had still been sent in it.
     last = max(each.sent + each.seconds for each in ended)
     took = max(seconds, last - min(each.sent for each in ended))
-    rate = counts[f"{ANSWERED} by embedded"] / took
+    rate = counts[f"{ANSWERED} by {EMBEDDED}"] / took
     print(f"answered a second           {rate:.1f}, {rate / capacity.requests:.0%} of the capacity")
 
 
