@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 QUERY ?=
 DOCS ?=
 ARGS ?=
+PEER ?=
 # One version for all tests and figures, installed first so that nothing else picks another.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test test-fast test-gpu test-repeat bench bench-chaos bench-gpu bench-language-models lint types fix clean
+.PHONY: demo test test-fast test-gpu test-repeat bench bench-chaos bench-gpu bench-language-models bench-load lint types fix clean
 
 $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
@@ -56,6 +57,12 @@ bench: $(VENV)/.installed-dev
 # Half an hour on two cores by reckoning, most of it the peers.
 bench-language-models: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/language_models.py --folder build/bench $(ARGS)
+
+# Ten minutes on two cores; ARGS="--quick" for one. PEER names a Python that has infinity-emb.
+bench-load: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/concurrency.py $(ARGS)
+	$(BIN)/python benchmarks/overload.py $(ARGS)
+	$(BIN)/python benchmarks/peers.py --folder build/bench $(if $(PEER),--peer-python $(PEER)) $(ARGS)
 
 bench-gpu: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/gpu.py --folder build/bench $(ARGS)

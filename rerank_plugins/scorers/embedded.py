@@ -39,8 +39,12 @@ if TYPE_CHECKING:
 
 FOLDER: Final = resources.files("rerank_plugins.models") / "embedded"
 
-PASS_TOKENS: Final = 4096
-"""Tokens in one pass of the encoder: enough rows to fill a matrix product on a CPU."""
+BATCH_TOKENS: Final = 4096
+"""Tokens in one batch of pairs: of so many, some are of like length."""
+
+PASS_TOKENS: Final = 1024
+"""Tokens in one pass of the encoder: enough rows to fill a matrix product on a CPU, and few, since
+short windows beside a long one are padded to its length."""
 
 QUERY_FEATURES_BYTES: Final = 16_000_000
 DOCUMENT_FEATURES_BYTES: Final = 256_000_000
@@ -70,7 +74,7 @@ class EmbeddedScorer:
 
     activation: Literal["sigmoid"] = "sigmoid"
     languages = frozenset({"en"})
-    batch_tokens = PASS_TOKENS
+    batch_tokens = BATCH_TOKENS
     padded = False
 
     def __init__(
