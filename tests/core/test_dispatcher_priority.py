@@ -18,6 +18,8 @@ from rerank_plugins import (
     RerankTimeoutError,
     ScoringError,
 )
+from rerank_plugins.jobs import Job
+from rerank_plugins.options import WhenFull
 from rerank_plugins.testing import FakeScorer
 
 if TYPE_CHECKING:
@@ -251,13 +253,14 @@ async def test_nobody_passes_those_who_wait_for_room(scorer: Gated) -> None:
     """A request that has begun would wait for ever behind a stream of new ones."""
     with Reranker(scorer, queue_tokens=2) as reranker:
         first = await _busy(reranker, scorer)
-        long = asyncio.create_task(reranker.arank("q", [str(i) for i in range(200)]))
+        long = asyncio.create_task(reranker.arank("q", [str(i) for i in range(640)]))
         await _until(lambda: len(_line(reranker)) == 1)
         with pytest.raises(QueueFullError, match="64 tokens are waiting") as full:
             await reranker.arank("q", ["new"])
         assert full.value.retry_after_s > 0
         scorer.gate.set()
-        assert len(await asyncio.wait_for(long, 20)) == 200
+        # More turns than are given at a time: each is given back.
+        assert len(await asyncio.wait_for(long, 20)) == 640
         await first
 
 
@@ -296,6 +299,39 @@ class FakeScorerOf:
 
     def __exit__(self, *_: object) -> None:
         self.reranker.close()
+
+
+def test_a_loop_that_dies_with_callers_in_the_line_harms_nobody(scorer: Gated) -> None:
+    async def abandon() -> None:
+        first = await _busy(reranker, scorer)
+        second = await _ask(reranker, ["1", "2"])
+        late = [asyncio.create_task(reranker.arank("q", [f"late {i}"])) for i in range(9)]
+        await _until(lambda: len(_line(reranker)) == 9)
+        del first, second, late
+
+    with Reranker(scorer, queue_tokens=2, when_full="wait") as reranker:
+        asyncio.run(abandon())
+        scorer.gate.set()
+
+        assert len(reranker.rank("q", ["after"], timeout_s=20)) == 1
+        assert len(_line(reranker)) == 0
+
+
+async def test_who_was_cancelled_in_the_line_is_not_encoded(scorer: Gated) -> None:
+    with Reranker(scorer, queue_tokens=2, when_full="wait") as reranker:
+        tasks = [await _busy(reranker, scorer), await _ask(reranker, ["1", "2"])]
+        job, engine = Job(1), reranker._leases.primary
+        late = iter([(0, "late")])
+        waiting = asyncio.create_task(
+            asyncio.to_thread(engine.submit, job, "q", late, when_full=WhenFull.WAIT)
+        )
+        await _until(lambda: len(_line(reranker)) == 1)
+        job.cancel()
+        await asyncio.wait_for(waiting, 20)
+
+        assert engine.stats().cache_misses == 3
+        scorer.gate.set()
+        await asyncio.gather(*tasks)
 
 
 async def test_a_failing_chunk_gives_its_place_in_the_line_back(scorer: Gated) -> None:
