@@ -117,7 +117,8 @@ class Attempt:
         """Leave *engine* unasked, for a *reason* that is no fault of it; raises `ScoringError`."""
         with self._lock:
             self._last = None
-            permit = self._permits.pop(engine, None)
+            # Once the try is over, whoever ended it gives the permits back.
+            permit = None if self._over else self._permits.pop(engine, None)
         if permit is not None:
             permit.release()
         raise ScoringError(reason)
@@ -125,7 +126,8 @@ class Attempt:
     def ask(self, engine: Engine, group: Group) -> None:
         """Note that *engine* is to answer *group*."""
         with self._lock:
-            self._asked.setdefault(engine, []).append(group)
+            if not self._over:
+                self._asked.setdefault(engine, []).append(group)
 
     def left_s(self) -> float | None:
         """Return the seconds until its deadline, None where it has none."""

@@ -606,6 +606,51 @@ class TestBreaker:
 
         assert reranker.rank("狐狸", ["one"]).scorer == "chinese"
 
+    @pytest.mark.parametrize("fails", [False, True])
+    def test_a_model_that_was_only_asked_for_its_languages_keeps_no_probe(
+        self, open_model: Open, models: Models, fails: bool
+    ) -> None:
+        models["big"] = FakeScorer(name="big", languages=frozenset({"en"}))
+        models["lexical"] = BrokenScorer(RuntimeError("no") if fails else None, name="lexical")
+        reranker = open_model(
+            language_detector=lambda text: "zh" if "狐" in text else "en",
+            fallback=("retrieval_order",),
+        )
+        breaker = reranker._leases.primary.breaker
+        breaker.watch().fail(ModelLoadError("big", "no such folder"))
+        breaker._until = 0.0
+
+        assert reranker.rank("狐狸", ["一"]).scorer == ("retrieval_order" if fails else "lexical")
+        assert breaker.state is State.HALF_OPEN
+        assert reranker.rank(QUERY, ["one"]).scorer == "big"
+
+    def test_a_chain_of_nothing_but_the_model_asks_it_every_time(
+        self, open_model: Open, models: Models
+    ) -> None:
+        broken = models["embedded"] = BrokenScorer(RuntimeError("no"))
+        reranker = open_model("embedded", fallback=("embedded",))
+        for _ in range(FAILURES_TO_OPEN + 2):
+            with pytest.raises(ScoringError, match="RuntimeError: no"):
+                reranker.rank(QUERY, ["one"])
+
+        assert broken.asked == FAILURES_TO_OPEN + 2
+
+    async def test_a_refused_caller_needs_no_thread_of_the_dead_model(
+        self, open_model: Open, models: Models
+    ) -> None:
+        models["big"] = ERRORS[0]
+        reranker = open_model()
+        primary, go_on = reranker._leases.primary, threading.Event()
+        primary.breaker.watch().fail(ModelLoadError("big", "no such folder"))
+        try:
+            for _ in range(64):
+                primary.threads().submit(go_on.wait, HANG_S)
+            found = await asyncio.wait_for(reranker.arank(QUERY, ["one"]), HANG_S / 2)
+        finally:
+            go_on.set()
+
+        assert found.scorer == "embedded"
+
     async def test_a_probe_that_is_cancelled_leaves_its_place_to_the_next(
         self, open_model: Open, models: Models
     ) -> None:
