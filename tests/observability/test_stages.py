@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from rerank_plugins import Reranker, ScoringError, StageSeconds
+from rerank_plugins.jobs import CachedPair, Job
+from rerank_plugins.reporting import Report
 from rerank_plugins.stages import StageClock
 from rerank_plugins.testing import FakeScorer
 
@@ -71,6 +73,32 @@ def test_what_comes_after_the_end_is_not_charged() -> None:
     now.now += 1
 
     assert clock.end() == first
+
+
+@pytest.mark.parametrize("failed", [False, True])
+def test_from_the_last_answer_on_it_is_finish(failed: bool) -> None:
+    now, job = Ticking(), Job(1)
+    clock = job.clock = StageClock(now)
+    now.now += 1
+    if failed:
+        job.fail(ScoringError("no"))
+    else:
+        job.deliver(0, CachedPair(1.0, truncated=False))
+        job.settle()
+    now.now += 2
+
+    assert clock.end() == StageSeconds(queue=1, finish=2)
+
+
+def test_what_is_still_at_an_attempt_that_is_over_charges_nothing() -> None:
+    report, first, second = Report("m", None), Job(1), Job(1)
+
+    report.attempt(first)
+    assert first.clock is not None
+    report.attempt(second, falls_back=True)
+
+    assert first.clock is None
+    assert second.clock is not None
 
 
 PAUSE_S = 0.05
