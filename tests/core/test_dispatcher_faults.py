@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import os
-import subprocess
-import sys
 import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -188,6 +185,13 @@ class Opening:
         )
 
 
+def until(condition: Callable[[], bool]) -> None:
+    give_up_s = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < give_up_s
+        time.sleep(0.001)
+
+
 def ask(engine: Engine, *documents: str) -> list[float]:
     job = Job(len(documents))
     engine.submit(job, "w1 w2", enumerate(documents))
@@ -243,7 +247,7 @@ def test_a_worker_that_cannot_be_replaced_leaves_its_batch_to_the_others(no_leak
     engine = opening.engine(2)
     # The first replica dies of the pair that is its own to score.
     engine.warm_up()
-    assert engine.stats().replicas == 1
+    until(lambda: engine.stats().replicas == 1)
     assert ask(engine, "w1", "w3") == [1.0, 0.0]
 
     assert [scorer.pairs_scored.total() for scorer in opening.opened] == [0, 4]
@@ -358,7 +362,8 @@ def test_a_worker_that_dies_on_an_errand_answers_it_all_the_same(no_leaks: None)
     engine = Opening(lambda: next(made)).engine(2)
     engine.warm_up()
 
-    assert engine.stats().workers_replaced == 1
+    # The other replica may have answered before this one is replaced.
+    until(lambda: engine.stats().workers_replaced == 1)
     engine.close()
 
 
@@ -387,17 +392,6 @@ def test_a_replica_that_cannot_be_opened_closes_those_before_it(no_leaks: None) 
 def test_a_scorer_of_ones_own_is_one_replica(no_leaks: None, replicas: Any) -> None:
     with pytest.raises(ConfigError, match="a Scorer of your own is one replica"):
         Reranker(FakeScorer(), replicas=replicas)
-
-
-@pytest.mark.parametrize("replicas", [2, ("cpu", "cpu")])
-def test_replicas_of_a_named_model_give_the_same_answers(no_leaks: None, replicas: Any) -> None:
-    with Reranker("lexical") as one, Reranker("lexical", replicas=replicas) as two:
-        two.warmup()
-        documents = [f"a fox and {i} hens" for i in range(200)]
-        expected = [(d.index, d.logit) for d in one.rank("fox 7", documents)]
-
-        assert [(d.index, d.logit) for d in two.rank("fox 7", documents)] == expected
-        assert two.stats()["lexical"].replicas == 2
 
 
 async def test_many_callers_with_workers_that_die_get_their_own_answers(no_leaks: None) -> None:
@@ -430,54 +424,6 @@ async def test_many_callers_with_workers_that_die_get_their_own_answers(no_leaks
     assert engine.stats().workers_replaced > 0
     engine.close()
     assert all(scorer.closed for scorer in opening.opened)
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
-@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
-def test_a_forked_process_opens_replicas_of_its_own(no_leaks: None) -> None:
-    with Reranker("lexical", replicas=2, when_full="wait") as reranker:
-        reranker.rank("a", ["a", "b"])
-        child = os.fork()
-        if child == 0:
-            # Whatever happens, the child must not go on as a second test run.
-            status = 1
-            with contextlib.suppress(BaseException):
-                found = reranker.rank("a b", ["a", "a b"], timeout_s=20)
-                status = 0 if found[0].index == 1 else 2
-            os._exit(status)
-
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
-        assert len(reranker.rank("b", ["a", "b"], timeout_s=20)) == 2
-
-
-BUSY_AT_EXIT = """
-import threading
-from rerank_plugins import Reranker
-from rerank_plugins.testing import FakeScorer
-
-reranker = Reranker("lexical", replicas=2, when_full="wait", queue_tokens=1)
-rude = Reranker(FakeScorer(delay_s=0.2))
-for target in (reranker, rude):
-    for i in range(20):
-        threading.Thread(
-            target=lambda i=i, target=target: target.rank(f"q{i}", ["a fox", "a hen"] * 50),
-            daemon=True,
-        ).start()
-print("left", flush=True)
-"""
-
-
-def test_a_process_ends_with_requests_under_way(no_leaks: None) -> None:
-    answer = subprocess.run(
-        [sys.executable, "-c", BUSY_AT_EXIT],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-
-    assert (answer.returncode, answer.stdout) == (0, "left\n")
-    assert "Fatal" not in answer.stderr
 
 
 @pytest.fixture(autouse=True)

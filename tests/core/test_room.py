@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import pytest
 
+from rerank_plugins import QueueFullError
+from rerank_plugins.cache import PairCache
+from rerank_plugins.dispatcher import Dispatcher
 from rerank_plugins.room import INVITED_TURNS, UNMEASURED_WAIT_S, Line, Pace, seconds_until_room
+from rerank_plugins.testing import FakeScorer
 
 
 def pace(tokens: int, busy_s: float) -> Pace:
@@ -26,6 +30,20 @@ def test_turns_come_in_order_and_few_at_a_time() -> None:
     line.leave(turns[1])
     line.invite()
     assert [turn.come.done() for turn in turns] == [True] * (INVITED_TURNS + 1) + [False]
+
+
+def test_the_queue_is_crowded_as_long_as_somebody_waits_for_room() -> None:
+    """Below its bound too: else new requests would take what those in the line were promised."""
+    dispatcher = Dispatcher([FakeScorer()], PairCache(0), batch_tokens=1, queue_tokens=9)
+    assert not dispatcher.crowded
+    turn = dispatcher._line.join()
+
+    assert dispatcher.crowded
+    with pytest.raises(QueueFullError):
+        dispatcher.refuse_if_crowded()
+    dispatcher.leave(turn)
+    assert not dispatcher.crowded
+    dispatcher.close()
 
 
 def test_who_leaves_before_its_turn_is_woken_and_holds_up_nobody() -> None:

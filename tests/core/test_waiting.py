@@ -109,11 +109,11 @@ def test_what_is_put_back_goes_first_again(waiting: WaitingPieces, priority: Pri
 
 
 def test_what_is_put_back_goes_in_the_order_of_its_coming(waiting: WaitingPieces) -> None:
-    waiting.add([piece(9)], 0.0)
-    waiting.add([piece(8)], 0.1)
+    waiting.add([piece(8)], 0.0)
+    waiting.add([piece(9)], 0.1)
     waiting.put_back(waiting.take_batch(100))
 
-    assert lengths(waiting.take_batch(1)) == [9]
+    assert lengths(waiting.take_batch(1)) == [8]
 
 
 def test_what_was_promoted_in_a_batch_is_not_put_back_as_bulk(waiting: WaitingPieces) -> None:
