@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Final
 
 from rerank_plugins.errors import ClosedError, QueueFullError, ScoringError
 from rerank_plugins.replica import Replica
-from rerank_plugins.room import Line, seconds_until_room
+from rerank_plugins.room import PATIENCE_S, Line, seconds_until_room
 from rerank_plugins.scoring import Counter, Counts
 from rerank_plugins.waiting import WaitingPieces
 
@@ -313,7 +313,9 @@ class Dispatcher:
             if not len(self._waiting):
                 # Who has slept is idle, and starts at once.
                 busy = False
-                self._changed.wait()
+                if not self._changed.wait(PATIENCE_S if len(self._line) else None):
+                    self._line.skip()
+                    self._room_changed()
             elif busy and (left := self._seconds_to_fill(replica)) > 0:
                 self._changed.wait(left)
             else:

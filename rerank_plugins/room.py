@@ -15,6 +15,10 @@ INVITED_TURNS: Final = 4
 """Callers let in at a time once there is room. Each brings a chunk that is not encoded yet, so
 nobody knows how many fit; more would only overfill the queue, fewer leave a fast scorer idle."""
 
+PATIENCE_S: Final = 0.5
+"""How long an idle worker waits for those who were invited: theirs may be an event loop that stands
+still, or is gone, and others are behind them."""
+
 RATE_MEMORY_S: Final = 30.0
 """Busy seconds after which older ones count half: speed changes with load and temperature."""
 
@@ -65,6 +69,10 @@ class Line:
             turn, _ = self._turns.popitem(last=False)
             self._invited.add(turn)
             turn.invite()
+
+    def skip(self) -> None:
+        """Wait no longer for those who were invited and do not come."""
+        self._invited.clear()
 
     def end(self) -> None:
         """Let everybody go on: there is no queue any more."""

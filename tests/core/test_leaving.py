@@ -252,3 +252,29 @@ def test_a_loop_may_end_with_callers_in_line_for_room(no_leaks: None) -> None:
         scorer.gate.set()
 
         assert len(reranker.rank("q", ["after"], timeout_s=20)) == 1
+
+
+def test_a_loop_that_stands_still_holds_nobody_up_in_the_line_for_room(no_leaks: None) -> None:
+    scorer = Gated(batch_tokens=1)
+    standing, go_on = threading.Event(), threading.Event()
+    with Reranker(scorer, queue_tokens=1, when_full="wait") as reranker:
+        reranker._leases.primary.scorer()
+        dispatcher = reranker._leases.primary._open
+        assert dispatcher is not None
+
+        async def stand_still() -> None:
+            tasks = [asyncio.create_task(reranker.arank("q", [f"d{i}"])) for i in range(12)]
+            while len(dispatcher._line) < 8:
+                await asyncio.sleep(0.001)
+            standing.set()
+            assert go_on.wait(30)
+            await asyncio.gather(*tasks)
+
+        with ThreadPoolExecutor(1) as threads:
+            loop = threads.submit(asyncio.run, stand_still())
+            assert standing.wait(20)
+            scorer.gate.set()
+
+            assert len(reranker.rank("q", ["after"], timeout_s=20)) == 1
+            go_on.set()
+            loop.result(20)

@@ -214,9 +214,11 @@ class Callers(RuleBasedStateMachine):
                 self._go_on(None)
 
     @precondition(lambda self: self.flight)
-    @rule(fault=st.sampled_from(sorted(FAULTS)))
-    def fail(self, fault: str) -> None:
-        self._go_on(FAULTS[fault]())
+    @rule(fault=st.sampled_from(sorted(FAULTS)), times=st.sampled_from([1, 1, 2, 3]))
+    def fail(self, fault: str, times: int) -> None:
+        for _ in range(times):
+            if self.flight:
+                self._go_on(FAULTS[fault]())
 
     @rule(room=st.sampled_from([1, 2, 1000]))
     def change_memory(self, room: int) -> None:
@@ -227,7 +229,7 @@ class Callers(RuleBasedStateMachine):
         self.engine.clear_cache()
         self.kept.clear()
 
-    @precondition(lambda self: self.asked > 5)
+    @precondition(lambda self: self.asked > 3)
     @rule(wait=st.booleans())
     def close_and_reopen(self, wait: bool) -> None:
         for ask in self.asks:
@@ -376,7 +378,7 @@ def _until(condition: Callable[[], bool]) -> None:
 
 
 Callers.TestCase.settings = settings(
-    max_examples=200,
+    max_examples=300,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=[HealthCheck.too_slow],
