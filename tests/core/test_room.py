@@ -7,8 +7,10 @@ import pytest
 from rerank_plugins import QueueFullError
 from rerank_plugins.cache import PairCache
 from rerank_plugins.dispatcher import Dispatcher
+from rerank_plugins.observing import Audience
 from rerank_plugins.room import INVITED_TURNS, UNMEASURED_WAIT_S, Line, Pace, seconds_until_room
 from rerank_plugins.testing import FakeScorer
+from rerank_plugins.watching import BatchWatch
 
 
 def pace(tokens: int, busy_s: float) -> Pace:
@@ -34,7 +36,9 @@ def test_turns_come_in_order_and_few_at_a_time() -> None:
 
 def test_the_queue_is_crowded_as_long_as_somebody_waits_for_room() -> None:
     """Below its bound too: else new requests would take what those in the line were promised."""
-    dispatcher = Dispatcher([FakeScorer()], PairCache(0), batch_tokens=1, queue_tokens=9)
+    cache = PairCache(0)
+    watch = BatchWatch(Audience(), "fake", cache)
+    dispatcher = Dispatcher([FakeScorer()], cache, watch, batch_tokens=1, queue_tokens=9)
     assert not dispatcher.crowded
     turn = dispatcher._line.join()
 
