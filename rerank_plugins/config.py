@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Self, TypedDict
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -38,6 +38,9 @@ RETRIEVAL_ORDER = "retrieval_order"
 
 LONGEST_TIMEOUT_S = 4_000_000
 """Longest wait in seconds, 46 days: what the locks of every platform can wait for."""
+
+MOST_REPLICAS = 256
+"""Most copies of a model: more than a machine has devices, and few enough to be opened."""
 
 ENV_PREFIX = "RERANK_PLUGINS_"
 
@@ -154,7 +157,7 @@ class Settings(BaseModel):
         allow_inf_nan=False,
         description="seconds that pairs may wait for a batch to fill while the engine is busy",
     )
-    replicas: int | tuple[str, ...] = Field(
+    replicas: int | Sequence[str] = Field(
         default=1,
         description="copies of the model that share one queue: how many, or one for each device",
     )
@@ -168,11 +171,11 @@ class Settings(BaseModel):
         default=OnError.RAISE,
         description="whether a request that the model cannot answer fails, or falls back",
     )
-    fallback: tuple[str, ...] = Field(
+    fallback: Sequence[str] = Field(
         default=("embedded", "lexical", RETRIEVAL_ORDER),
         description="who answers instead, in this order: models, or the order as it was given",
     )
-    observers: SkipJsonSchema[tuple[Observer, ...]] = Field(
+    observers: SkipJsonSchema[Sequence[Observer]] = Field(
         default=(), description="are told of every batch, request and change of state"
     )
     revision: str | None = Field(default=None, description="branch, tag or commit on the hub")
@@ -214,15 +217,18 @@ class Settings(BaseModel):
     @field_validator("replicas", mode="before")
     @classmethod
     def _replicas_are_written_out(cls, value: object) -> object:
-        if not isinstance(value, str):
+        if isinstance(value, str):
+            value = int(value) if value.strip().isdecimal() else _words(value)
+        if isinstance(value, int):
             return value
-        return int(value) if value.strip().isdecimal() else _words(value)
+        return _listed(value, str, "a whole number, or a list of devices")
 
     @field_validator("replicas")
     @classmethod
-    def _replicas_are_some(cls, value: int | tuple[str, ...]) -> int | tuple[str, ...]:
-        if value in (0, ()) or (isinstance(value, int) and value < 0):
-            raise ValueError("expected a number of at least 1, or the devices of the replicas")
+    def _replicas_are_some(cls, value: int | Sequence[str]) -> int | Sequence[str]:
+        number = value if isinstance(value, int) else len(value)
+        if not 1 <= number <= MOST_REPLICAS:
+            raise ValueError(f"expected a number from 1 to {MOST_REPLICAS}, or a list of devices")
         for device in () if isinstance(value, int) else value:
             if device == "auto" or not _DEVICE.fullmatch(device):
                 raise ValueError('a device of a replica is "cpu", "cuda", "cuda:N" or "mps"')
@@ -231,18 +237,29 @@ class Settings(BaseModel):
     @field_validator("fallback", mode="before")
     @classmethod
     def _fallbacks_are_written_out(cls, value: object) -> object:
-        return _words(value) if isinstance(value, str) else value
+        names = _words(value) if isinstance(value, str) else value
+        return tuple(name.strip() for name in _listed(names, str, "a list of names"))
 
     @field_validator("fallback")
     @classmethod
-    def _fallbacks_are_names(cls, value: tuple[str, ...]) -> tuple[str, ...]:
-        if not all(name.strip() for name in value):
+    def _fallbacks_are_names(cls, value: Sequence[str]) -> Sequence[str]:
+        if not all(value):
             raise ValueError("a name is blank")
         if RETRIEVAL_ORDER in value[:-1]:
             raise ValueError(f"{RETRIEVAL_ORDER!r} always answers, so nothing may stand behind it")
         if len(set(value)) < len(value):
             raise ValueError("a name stands twice")
+        for name in value:
+            # A slip would be found only when the model fails, and then looked for on the hub.
+            meant = name.casefold().replace("-", "_")
+            if meant in (EMBEDDED, LEXICAL, RETRIEVAL_ORDER) and meant != name:
+                raise ValueError(f"{name!r} is no model; it is written {meant!r}")
         return value
+
+    @field_validator("observers", mode="before")
+    @classmethod
+    def _observers_are_listed(cls, value: object) -> object:
+        return _listed(value, Observer, "a list of Observer objects, as in [observer]")
 
     @field_validator("instruction")
     @classmethod
@@ -302,6 +319,11 @@ class Settings(BaseModel):
                 f'precision="{self.precision}" does not take device="mps"; leave precision out'
             )
         return self
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        # A plugged-in object is named by its type, for its own repr may hold a secret.
+        for name, value in super().__repr_args__():
+            yield name, _without_reprs(value) if name in FUNCTION_SETTINGS else value
 
 
 class RerankConfig(Settings):
@@ -384,6 +406,24 @@ class RerankSettings(TypedDict, total=False):
     allow_pickle: bool
 
 
+def _listed(value: object, kind: type, expected: str) -> tuple[Any, ...]:
+    """Return the members of a list of *kind*; a set is none, for it has no order."""
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        raise ValueError(f"expected {expected}")  # noqa: TRY004  pydantic wants it
+    if not all(isinstance(member, kind) for member in value):
+        raise ValueError(f"expected {expected}")
+    return tuple(value)
+
+
+def _without_reprs(plugin: object) -> object:
+    """Return what stands for a setting that is a function or objects: names, and no reprs."""
+    if isinstance(plugin, list | tuple):
+        return tuple(map(_without_reprs, plugin))
+    if plugin is None or isinstance(plugin, str | int | float):
+        return plugin
+    return str(getattr(plugin, "__qualname__", type(plugin).__qualname__))
+
+
 def _words(value: str) -> tuple[str, ...]:
     return tuple(filter(None, (part.strip() for part in value.split(","))))
 
@@ -407,6 +447,8 @@ def _explain(error: ValidationError) -> str:
             known = ", ".join(sorted(RerankConfig.model_fields))
             lines.append(f"{name}: unknown setting; known are {known}")
             continue
-        seen = "" if name == "settings" else f", got {problem['input']!r}"
+        found = problem["input"]
+        found = _without_reprs(found) if name in FUNCTION_SETTINGS else found
+        seen = "" if name == "settings" else f", got {found!r}"
         lines.append(f"{name}: {problem['msg'].removeprefix('Value error, ')}{seen}")
     return "\n".join(dict.fromkeys(lines))

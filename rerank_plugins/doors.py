@@ -18,7 +18,7 @@ from rerank_plugins.reranker import Reranker
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from rerank_plugins.options import Duplicates
+    from rerank_plugins.options import Duplicates, Priority
     from rerank_plugins.results import Ranking
 
 T = TypeVar("T")
@@ -43,6 +43,8 @@ class CallOverrides(TypedDict, total=False):
     near_duplicates: float | None
     max_candidates: int | None
     instruction: str | None
+    priority: Priority | str | None
+    timeout_s: float | None
 
 
 class ScoringDoor(Settings):
@@ -93,26 +95,15 @@ class ScoringDoor(Settings):
         return super().__deepcopy__(memo)
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
-        # What differs from the defaults says it all, and tracers record it: a plugged-in object
-        # is named by its type, for its own repr may hold a secret.
+        # What differs from the defaults says it all, and tracers record it.
         for name, value in super().__repr_args__():
-            if name in _DEFAULTS and self._is_default(name):
-                continue
-            if name == "observers":
-                yield name, tuple(_name_of(observer) for observer in value)
-            elif name in _DEFAULTS and callable(value):
-                yield name, _name_of(value)
-            else:
+            if name not in _DEFAULTS or not self._is_default(name):
                 yield name, value
 
 
 def _same(settings: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
     # Observers by identity: equal ones may keep accounts of their own.
     return settings == others and all(map(is_, settings["observers"], others["observers"]))
-
-
-def _name_of(plugin: object) -> str:
-    return str(getattr(plugin, "__qualname__", type(plugin).__qualname__))
 
 
 class Door(ScoringDoor):

@@ -122,13 +122,16 @@ class PrometheusObserver(Observer):
         self._padding.labels(*who).inc(event.tokens_padded)
 
     def on_load(self, event: LoadEvent) -> None:
-        """Count an opening."""
+        """Count an opening; an engine that was opened anew has a circuit breaker of its own."""
         outcome = "error" if event.error else "ok"
+        engines = [each for each in ENGINES.heard_by(self) if each.name == event.model]
+        if not event.error and all(each.breaker.state == "closed" for each in engines):
+            self._breaker.labels(event.model).set(0)
         self._load.labels(event.model, event.scorer, outcome).observe(event.duration_s)
 
     def on_switch(self, event: SwitchEvent) -> None:
         """Note the state of a circuit breaker."""
-        self._breaker.labels(event.model).set(event.state == "open")
+        self._breaker.labels(event.model).set(event.state != "closed")
 
     def _register(self) -> None:
         """Put all metrics on the registry, or none."""

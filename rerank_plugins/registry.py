@@ -13,7 +13,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rerank_plugins.config import LEXICAL
+from rerank_plugins.config import EMBEDDED, LEXICAL, RerankConfig
 from rerank_plugins.engine import Engine
 from rerank_plugins.errors import ClosedError, ConfigError
 from rerank_plugins.options import Backend
@@ -22,7 +22,6 @@ from rerank_plugins.scorers import open_scorer
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
-    from rerank_plugins.config import RerankConfig
     from rerank_plugins.dispatcher import Dispatcher
     from rerank_plugins.protocols import AnyScorer
 
@@ -51,6 +50,9 @@ _ENGINE_SETTINGS = (
 
 _QUEUE_SETTINGS = ("cache_entries", "batch_tokens", "queue_tokens", "max_wait_s")
 """Those that make a difference where the scorer is a user's own."""
+
+_SHARED_BOUNDS = ("cache_entries", "queue_tokens")
+"""Those that bound memory, and so hold for every engine of a reranker."""
 
 
 @dataclass(slots=True)
@@ -177,7 +179,7 @@ class Leases:
                 key, settings, make = self._engine_of(model)
                 engine = ENGINES.lease(key, make, settings=settings)
                 self._held[model] = key, engine
-                engine.audience.join(id(self), self._config.observers)
+                engine.audience.join(id(self), tuple(self._config.observers))
             return self._held[model][1]
 
     def check_open(self) -> None:
@@ -222,15 +224,7 @@ class Leases:
                 )
         else:
             if model != config.model:
-                # These speak of the model that was configured, not of one it routes to.
-                config = config.model_copy(
-                    update={
-                        "model": model,
-                        "backend": Backend.AUTO,
-                        "revision": None,
-                        "family": "auto",
-                    }
-                )
+                config = _config_of_another(model, config)
             settings_of_it = (getattr(config, name) for name in _ENGINE_SETTINGS)
             key = (model, _content_of(config.family), *settings_of_it)
             openers = [partial(open_scorer, each) for each in _replicas(config)]
@@ -246,6 +240,18 @@ class Leases:
             reopens=own is None or model != config.model,
         )
         return key, settings, make
+
+
+def _config_of_another(model: str, config: RerankConfig) -> RerankConfig:
+    """Return the settings of a *model* that *config* routes or falls back to."""
+    # These speak of the model that was configured.
+    update: dict[str, object] = {"backend": Backend.AUTO, "revision": None, "family": "auto"}
+    if model == EMBEDDED or (model == LEXICAL and config.backend is not Backend.LEXICAL):
+        # So do its devices, lengths and budgets, where the other model ships with this package:
+        # "cuda" is an error to one that runs on the CPU.
+        own = RerankConfig(model=model)
+        update = {n: getattr(own, n) for n in _ENGINE_SETTINGS if n not in _SHARED_BOUNDS}
+    return config.model_copy(update={**update, "model": model})
 
 
 def _content_of(family: str) -> str:

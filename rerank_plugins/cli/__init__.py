@@ -33,7 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return _run(argv)
     except RerankError as exc:
-        _complain(str(exc))
+        # Notes tell what became of the fallbacks.
+        _complain("\n".join([str(exc), *getattr(exc, "__notes__", ())]))
         return WRONG_CALL if isinstance(exc, _CALLERS_ERRORS) else FAILED
     except BrokenPipeError:
         _forget_stdout()

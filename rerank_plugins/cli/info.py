@@ -39,6 +39,9 @@ _OPTIONAL: Final = (
     (("onnxscript",), "export"),
     (("langchain-core",), "langchain"),
     (("llama-index-core",), "llama-index"),
+    (("prometheus-client",), "metrics"),
+    (("nvidia-ml-py",), "metrics"),
+    (("opentelemetry-api",), "tracing"),
     (("bm25s",), "eval"),
     (("ir-measures",), "eval"),
 )

@@ -66,9 +66,15 @@ def _add_setting(group: argparse._ArgumentGroup, name: str, field: FieldInfo) ->
         choices = [member.value for member in kind]
         group.add_argument(flag, dest=name, choices=choices, help=_help(field))
     else:
-        metavar = "LANGUAGE=MODEL,..." if kind is Mapping else _METAVARS.get(kind, "NAME")
+        metavar = _LISTS.get(name) or _METAVARS.get(kind, "NAME")
         group.add_argument(flag, dest=name, metavar=metavar, help=_help(field))
 
+
+_LISTS: dict[str, str] = {
+    "language_models": "LANGUAGE=MODEL,...",
+    "replicas": "N|DEVICE,...",
+    "fallback": "NAME,...",
+}
 
 _METAVARS: dict[type, str] = {int: "N", float: "NUMBER"}
 
@@ -78,7 +84,8 @@ def _help(field: FieldInfo) -> str:
     default = field.get_default(call_default_factory=True, validated_data={})
     if default is None or default is False or default == {}:
         return text
-    return f"{text} (default: {default})"
+    written = ",".join(default) if isinstance(default, tuple) else default
+    return f"{text} (default: {written})"
 
 
 def _kind(field: FieldInfo) -> type:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from rerank_plugins.cli.table import cells
+from rerank_plugins.errors import ModelLoadError
 from rerank_plugins.scorers import open_scorer
 from rerank_plugins.testing import FakeScorer
 from tests.tiny_models import write_model
@@ -293,3 +294,25 @@ def test_a_variable_says_who_answers_instead(
     answer = json.loads(found.out)
     assert (answer["scorer"], answer["activation"]) == ("retrieval_order", "logit")
     assert [document["index"] for document in answer["documents"]] == [0, 1, 2]
+
+
+def test_a_chain_that_fails_is_told_of_whole(
+    run: Run, notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def gone(config: RerankConfig) -> FakeScorer:
+        raise ModelLoadError(config.model, "gone")
+
+    monkeypatch.setattr("rerank_plugins.registry.open_scorer", gone)
+
+    found = run("rank", QUERY, "notes.txt", "--on-error", "fallback", "--fallback", "lexical")
+
+    assert found.code == 1
+    assert "cannot load 'embedded': gone; fallback 'lexical': ModelLoadError" in found.err
+
+
+def test_help_says_how_lists_are_written(run: Run) -> None:
+    told = " ".join(run("rank", "--help").out.split())
+
+    assert "--replicas N|DEVICE,..." in told
+    assert "--fallback NAME,..." in told
+    assert "(default: embedded,lexical,retrieval_order)" in told

@@ -9,6 +9,7 @@ import pytest
 
 from rerank_plugins import ConfigError, RerankConfig, Reranker
 from rerank_plugins.config import RerankSettings
+from rerank_plugins.events import Observer
 
 
 def test_the_keyword_arguments_of_the_reranker_are_the_fields_of_the_config() -> None:
@@ -74,6 +75,19 @@ def test_a_config_is_frozen_and_compares_by_value() -> None:
         ({"queue_tokens": True}, "queue_tokens: expected a number, got True"),
         ({"language_models": {"ZH": "m"}}, "language_models: 'ZH' is not a lower-case ISO 639-1"),
         ({"normalizer": 3}, "normalizer: .*got 3"),
+        ({"replicas": 0}, "replicas: expected a number from 1 to 256, or a list of .*, got 0"),
+        ({"replicas": 10**9}, "replicas: .*from 1 to 256"),
+        ({"replicas": True}, "replicas: expected a number, got True"),
+        ({"replicas": 2.5}, "^replicas: expected a whole number, or a list of devices, got 2.5$"),
+        ({"replicas": ["auto"]}, "replicas: a device of a replica is"),
+        ({"replicas": {"cpu", "mps"}}, "replicas: expected a whole number, or a list of devices"),
+        ({"fallback": {"a", "b"}}, "^fallback: expected a list of names, got"),
+        ({"fallback": [None]}, r"^fallback: expected a list of names, got \[None\]$"),
+        ({"fallback": ["embedded", " "]}, "fallback: a name is blank"),
+        ({"fallback": ["retrieval-order"]}, "fallback: .*it is written 'retrieval_order'"),
+        ({"fallback": ["Lexical"]}, "fallback: .*it is written 'lexical'"),
+        ({"on_error": "fallback", "fallback": []}, "needs a fallback; name at least one"),
+        ({"observers": Observer()}, r"observers: .*as in \[observer\], got 'Observer'"),
     ],
 )
 def test_a_wrong_setting_is_named_with_what_is_allowed_and_seen(
@@ -83,6 +97,33 @@ def test_a_wrong_setting_is_named_with_what_is_allowed_and_seen(
         RerankConfig(**settings)
     with pytest.raises(ConfigError, match=named):
         Reranker(**settings)  # type: ignore[arg-type]  # the point of the test
+
+
+def test_what_is_plugged_in_is_shown_by_its_type_alone() -> None:
+    class Secretive(Observer):
+        def __repr__(self) -> str:
+            return "my password"
+
+    with pytest.raises(ConfigError) as caught:
+        RerankConfig(observers=Secretive())
+
+    assert "password" not in str(caught.value)
+    assert "password" not in repr(RerankConfig(observers=[Secretive()]))
+    assert "Secretive" in repr(RerankConfig(observers=[Secretive()]))
+
+
+def test_names_of_a_list_may_stand_apart() -> None:
+    config = RerankConfig.from_env(
+        {
+            "RERANK_PLUGINS_FALLBACK": " lexical , retrieval_order ",
+            "RERANK_PLUGINS_REPLICAS": "cpu, cpu",
+        }
+    )
+
+    assert config.fallback == ("lexical", "retrieval_order")
+    assert config.replicas == ("cpu", "cpu")
+    assert RerankConfig(fallback=[" lexical"]) == RerankConfig(fallback=("lexical",))
+    assert RerankConfig.from_env({"RERANK_PLUGINS_REPLICAS": " 2 "}).replicas == 2
 
 
 def test_what_is_no_model_is_refused() -> None:

@@ -365,6 +365,47 @@ def test_score_of_queries_in_several_languages_is_answered_by_one_scorer(
     assert (stats["big"].fallbacks, stats["chinese"].fallbacks) == (0, 1)
 
 
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"device": "cuda:1"},
+        {"replicas": ["cuda:0", "cuda:1"]},
+        {"max_length": 8192},
+        {"batch_tokens": 10},
+    ],
+)
+def test_what_speaks_of_the_models_device_does_not_speak_of_the_embedded_fallback(
+    settings: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened: list[RerankConfig] = []
+
+    def open_it(config: RerankConfig) -> FakeScorer:
+        opened.append(config)
+        if config.model == "big":
+            raise ModelLoadError("big", "gone")
+        return FakeScorer(name=config.model)
+
+    monkeypatch.setattr("rerank_plugins.registry.open_scorer", open_it)
+    with (
+        Reranker("big", on_error="fallback", **settings) as reranker,
+        Reranker("embedded") as embedded,
+    ):
+        assert reranker.rank(QUERY, ["a fox"]).scorer == "embedded"
+        assert embedded.rank(QUERY, ["a fox"])[0].cached
+    config = next(each for each in opened if each.model == "embedded")
+    assert (config.device, config.max_length, config.batch_tokens) == ("auto", None, None)
+    assert [each.model for each in opened].count("embedded") == 1
+
+
+def test_the_lexical_scorer_in_the_models_place_has_the_models_settings(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("rerank_plugins.registry.open_scorer", lambda config: FakeScorer())
+    with Reranker(backend="lexical", replicas=2) as reranker:
+        reranker.warmup()
+        assert reranker.stats()["lexical"].replicas == 2
+
+
 def test_a_link_that_does_not_know_the_language_is_passed_over(
     open_model: Open, models: Models
 ) -> None:

@@ -133,6 +133,8 @@ async def test_a_call_may_bring_what_the_reranker_is_told(faked: Faked, invoke: 
         duplicates="drop",
         near_duplicates=0.9,
         max_candidates=2,
+        priority="bulk",
+        timeout_s=30,
         k=9,
     )
 
@@ -141,8 +143,10 @@ async def test_a_call_may_bring_what_the_reranker_is_told(faked: Faked, invoke: 
     assert heard == [{"k": 9}]
     # The settings stand for the next call.
     assert len(await invoke(retriever, "red fox")) == 4
-    with pytest.raises(InputError, match="max_candidates must be an int"):
-        await invoke(retriever, "red fox", max_candidates=-1)
+    for wrong in ({"max_candidates": -1}, {"priority": "low"}, {"timeout_s": "soon"}):
+        with pytest.raises(InputError, match=f"{next(iter(wrong))} must be"):
+            await invoke(retriever, "red fox", **wrong)
+    assert heard[1:] == [{}] * 4
 
 
 async def test_nothing_retrieved_is_nothing_found(

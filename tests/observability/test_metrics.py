@@ -147,7 +147,33 @@ def test_the_circuit_breaker_is_a_gauge(
         observer.on_switch(SwitchEvent("m", state))
         states.append(value(registry, "circuit_breaker_open", model="m"))
 
-    assert states == [1, 0, 0]
+    # While one caller probes, the others still fall back.
+    assert states == [1, 1, 0]
+
+
+def test_a_model_that_was_opened_anew_has_a_closed_circuit_breaker(
+    observer: PrometheusObserver, registry: CollectorRegistry
+) -> None:
+    observer.on_switch(SwitchEvent("m", "open"))
+    observer.on_load(LoadEvent("m", "", 1.0, "ModelLoadError"))
+    assert value(registry, "circuit_breaker_open", model="m") == 1
+
+    observer.on_load(LoadEvent("m", "scorer", 1.0))
+
+    assert value(registry, "circuit_breaker_open", model="m") == 0
+
+
+def test_a_worker_that_was_replaced_closes_no_circuit_breaker(
+    observer: PrometheusObserver,
+    registry: CollectorRegistry,
+    open_reranker: Callable[..., tuple[Reranker, FakeScorer]],
+) -> None:
+    reranker, _ = open_reranker(observers=[observer])
+    reranker._leases.primary.breaker.watch().fail(ModelLoadError("fake", "gone"))
+
+    observer.on_load(LoadEvent("fake", "fake", 1.0))
+
+    assert value(registry, "circuit_breaker_open", model="fake") == 1
 
 
 async def test_queue_and_cache_are_read_at_the_time_of_a_scrape(
