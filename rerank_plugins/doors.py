@@ -64,7 +64,11 @@ class ScoringDoor(Settings):
         Raises:
             ConfigError: both a reranker and settings were given, or assigned since.
         """
-        settings = {name: getattr(self, name) for name in _DEFAULTS}
+        # Lists may be assigned; a config holds tuples.
+        settings = {
+            name: tuple(value) if isinstance(value := getattr(self, name), list) else value
+            for name in _DEFAULTS
+        }
         if self.reranker is not None:
             # By value: copies made through the constructor name every field.
             if settings != _DEFAULTS:

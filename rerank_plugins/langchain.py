@@ -136,7 +136,8 @@ class RerankRetriever(_DocumentDoor, BaseRetriever):
     """Retrieves with ``base_retriever`` and keeps what answers the query best, best first.
 
     The fields and the documents are those of `RerankCompressor`. A call may bring its own
-    ``top_n``, ``instruction``, ``duplicates``, ``near_duplicates`` and ``max_candidates``:
+    ``top_n``, ``instruction``, ``duplicates``, ``near_duplicates``, ``max_candidates``,
+    ``priority`` and ``timeout_s`` (of the reranking alone):
     ``retriever.invoke(query, top_n=5)``; other keyword arguments, such as ``k`` or ``filter``, go
     to the base retriever.
     """

@@ -111,8 +111,8 @@ class EngineStats:
     ``cache_misses`` ends as scored, ``pairs_failed`` or, where nobody waits any more,
     ``pairs_dropped``. ``tokens_scored`` counts what was computed: a prefix that pairs share once a
     batch, where the scorer shares it. ``tokens_padded`` counts the padding that was computed
-    beside, ``tokens_waiting`` what the queue
-    holds, where such a prefix counts once. ``out_of_memory`` counts the batches that did not fit,
+    beside, ``tokens_waiting`` what the queue holds, where such a prefix counts once.
+    ``out_of_memory`` counts the batches that did not fit,
     ``workers_replaced`` the workers that died and were replaced. ``replicas`` is how many work now,
     ``batch_tokens`` the smallest token budget among them; both are 0 before the model is opened.
     ``fallbacks`` counts requests that it was to answer, and for which the next of the fallback

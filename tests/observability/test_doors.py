@@ -84,6 +84,17 @@ def test_an_observer_that_replaces_an_equal_one_is_heard() -> None:
     assert (len(one.heard), len(two.heard)) == (0, 1)
 
 
+@pytest.mark.parametrize("door", DOORS)
+def test_a_list_that_is_assigned_opens_one_reranker(door: Any, seen: Seen) -> None:
+    made = door(model="lexical")
+    made.observers, made.fallback, made.replicas = [seen], ["lexical"], ["cpu"]
+
+    opened = made._open()
+
+    assert opened is made._open()
+    assert opened.config.fallback == ("lexical",)
+
+
 def test_a_door_with_observers_has_no_json() -> None:
     door = RerankPostprocessor(model="lexical", observers=[Secretive()])
 
