@@ -10,6 +10,7 @@ from rerank_plugins.config import LEXICAL, RETRIEVAL_ORDER
 from rerank_plugins.engine import deadline_after
 from rerank_plugins.errors import (
     ClosedError,
+    ConfigError,
     InputError,
     MissingExtraError,
     ModelLoadError,
@@ -169,7 +170,11 @@ class Attempt:
         self.engines = self._owing(error)
         blamed = self._blamed(error)
         for engine in blamed:
-            self._permits.pop(engine, engine.breaker.watch()).fail(error)
+            met = error
+            if self.link is not None and isinstance(error, ConfigError):
+                # Nobody is told of it as a caller: it is logged, and not opened for each of them.
+                met = ModelLoadError(engine.name, first_line(error))
+            self._permits.pop(engine, engine.breaker.watch()).fail(met)
         for permit in self._permits.values():
             permit.release()
 

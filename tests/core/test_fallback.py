@@ -397,6 +397,24 @@ def test_what_speaks_of_the_models_device_does_not_speak_of_the_embedded_fallbac
     assert [each.model for each in opened].count("embedded") == 1
 
 
+def test_a_link_that_cannot_have_the_settings_is_told_of_once_and_passed_over(
+    open_model: Open, models: Models, caplog: pytest.LogCaptureFixture
+) -> None:
+    tried: list[str] = []
+
+    def refuse() -> FakeScorer:
+        tried.append("embedded")
+        raise ConfigError("precision: this model has no int4")
+
+    models["big"] = ERRORS[0]
+    models["embedded"] = refuse
+    reranker = open_model()
+
+    assert [reranker.rank(QUERY, ["a fox"]).scorer for _ in range(3)] == ["lexical"] * 3
+    assert len(tried) == 1
+    assert caplog.text.count("precision: this model has no int4") == 1
+
+
 def test_the_lexical_scorer_in_the_models_place_has_the_models_settings(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
