@@ -5,10 +5,11 @@ BIN := $(VENV)/bin
 QUERY ?=
 DOCS ?=
 ARGS ?=
+PEER ?=
 # One version for all tests and figures, installed first so that nothing else picks another.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test test-fast test-gpu bench bench-gpu bench-language-models lint types fix clean
+.PHONY: demo test test-fast test-gpu test-repeat bench bench-chaos bench-gpu bench-language-models bench-load lint types fix clean
 
 $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
@@ -38,6 +39,17 @@ test-fast: $(VENV)/.installed-dev
 test-gpu: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m gpu
 
+# What threads and event loops decide, in a new order each time; ARGS="--count 5" for less.
+test-repeat: $(VENV)/.installed-dev
+	$(BIN)/python -m pytest -q -m "not slow" --count 100 --random-order -p no:cacheprovider \
+		tests/core/test_concurrency.py tests/core/test_queue.py tests/core/test_chaos.py \
+		tests/core/test_stateful.py tests/core/test_leaving.py tests/core/test_dispatcher_*.py \
+		tests/langchain/test_concurrency.py tests/llama_index_door/test_concurrency.py $(ARGS)
+
+# Ten minutes of faults on purpose; ARGS="--seconds 60 --seed 2" for others.
+bench-chaos: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/chaos.py $(ARGS)
+
 # Twenty minutes on two cores; ARGS="--quick" for two. The models are kept in build/bench.
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/bench.py --folder build/bench $(ARGS)
@@ -45,6 +57,12 @@ bench: $(VENV)/.installed-dev
 # Half an hour on two cores by reckoning, most of it the peers.
 bench-language-models: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/language_models.py --folder build/bench $(ARGS)
+
+# Ten minutes on two cores; ARGS="--quick" for one. PEER names a Python that has infinity-emb.
+bench-load: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/concurrency.py $(ARGS)
+	$(BIN)/python benchmarks/overload.py $(ARGS)
+	$(BIN)/python benchmarks/peers.py --folder build/bench $(if $(PEER),--peer-python $(PEER)) $(ARGS)
 
 bench-gpu: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/gpu.py --folder build/bench $(ARGS)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from math import inf
+from math import ceil, inf
 from typing import TYPE_CHECKING, Final, Protocol
 
 if TYPE_CHECKING:
@@ -90,6 +90,47 @@ def batch_cost(pairs: Sequence[Load], *, padded: bool) -> int:
         return max((pair.own + pair.prefix_tokens for pair in pairs), default=0) * len(pairs)
     prefixes = {pair.prefix: pair.prefix_tokens for pair in pairs}
     return sum(pair.own for pair in pairs) + sum(prefixes.values())
+
+
+GROW_AFTER: Final = 8
+"""Full batches that go well before a budget that was cut grows: one might be luck, and a failed
+pass costs as much as a good one."""
+
+GROWTH: Final = 1.1
+"""How much it grows at a time: what took the memory may still hold most of it."""
+
+FULL: Final = 0.75
+"""The part of its budget from which a batch shows that the budget fits into memory."""
+
+
+class Budget:
+    """Tokens that a batch may cost: less after one did not fit into memory, growing back slowly."""
+
+    def __init__(self, tokens: int) -> None:
+        self._most = tokens
+        self._good = 0
+        self.tokens = tokens
+
+    def cut(self, cost: int) -> None:
+        """Remember that a batch of *cost* tokens did not fit."""
+        self.tokens = max(1, min(self.tokens, cost // 2))
+        self._good = 0
+
+    def fitted(self, cost: int) -> None:
+        """Remember that a batch of *cost* tokens did."""
+        if self.tokens == self._most or cost < FULL * self.tokens:
+            return
+        self._good += 1
+        if self._good >= GROW_AFTER:
+            self._good = 0
+            self.tokens = min(self._most, ceil(self.tokens * GROWTH))
+
+
+def queued_tokens(pairs: Iterable[Load], *, padded: bool) -> int:
+    """Tokens that *pairs* add up to in a queue."""
+    counted = WaitingTokens(padded=padded)
+    counted.add(pairs)
+    return counted.total
 
 
 class WaitingTokens:

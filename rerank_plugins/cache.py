@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from cachetools import LRUCache
 
 from rerank_plugins.jobs import CachedPair, Ticket, Waiter
+from rerank_plugins.options import Priority
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
@@ -36,6 +37,7 @@ class CacheStats(NamedTuple):
     hits: int
     misses: int
     joined: int
+    failed: int
     evictions: int
 
 
@@ -50,7 +52,7 @@ class PairCache:
         self._kept = _CountingLRU(entries) if entries else None
         self._tickets: dict[bytes, Ticket] = {}
         self._lock = threading.Lock()
-        self._hits = self._misses = self._joined = 0
+        self._hits = self._misses = self._joined = self._failed = 0
 
     def claim(self, job: Job, keys: Sequence[bytes], places: Sequence[int]) -> dict[int, Ticket]:
         """Fill *job* with what is known and return tickets for what the caller has to score.
@@ -69,18 +71,47 @@ class PairCache:
                 ticket = self._tickets.get(key)
                 if ticket is None:
                     self._misses += 1
-                    ticket = self._tickets[key] = mine[i] = Ticket(key)
+                    ticket = Ticket(key, job.priority)
+                    self._tickets[key] = mine[i] = ticket
                 else:
                     self._joined += 1
+                    if ticket.begun and job.clock is not None:
+                        job.clock.wait("forward")
                 ticket.waiters.append(Waiter(job, place))
         job.settle()
         return mine
+
+    def promote(self, keys: Iterable[bytes]) -> list[Ticket]:
+        """Make those of *keys* interactive that are on their way as bulk; returns their tickets."""
+        promoted: list[Ticket] = []
+        with self._lock:
+            for key in keys:
+                ticket = self._tickets.get(key)
+                if ticket is not None and ticket.priority is Priority.BULK:
+                    ticket.priority = Priority.INTERACTIVE
+                    promoted.append(ticket)
+        return promoted
 
     def covers(self, keys: Iterable[bytes]) -> bool:
         """Whether none of *keys* would have to be scored now."""
         with self._lock:
             kept = self._kept if self._kept is not None else {}
             return all(key in kept or key in self._tickets for key in keys)
+
+    def begin(self, tickets: Iterable[Ticket]) -> None:
+        """Let those who wait for *tickets*, and look at a clock, know that a batch of them begins.
+
+        Who joins one of them later is let know at once.
+        """
+        jobs: dict[int, Job] = {}
+        with self._lock:
+            for ticket in tickets:
+                if not ticket.begun:
+                    ticket.begun = True
+                    jobs.update((id(job), job) for job, _ in ticket.waiters)
+        for job in jobs.values():
+            if job.clock is not None and job.waiting:
+                job.clock.wait("forward")
 
     def resolve(self, scored: Iterable[tuple[Ticket, CachedPair]]) -> None:
         """Keep results, and hand each to whoever waits for it."""
@@ -103,6 +134,7 @@ class PairCache:
         with self._lock:
             for ticket in tickets:
                 if self._settle(ticket):
+                    self._failed += 1
                     waiters.extend(ticket.waiters)
         for waiter in waiters:
             if waiter.job.waiting:
@@ -163,6 +195,7 @@ class PairCache:
                 hits=self._hits,
                 misses=self._misses,
                 joined=self._joined,
+                failed=self._failed,
                 evictions=self._kept.evictions if self._kept is not None else 0,
             )
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
 
-from rerank_plugins.errors import ScoringError
+from rerank_plugins.errors import PluginError
 from rerank_plugins.requests import check_query, check_text
 from rerank_plugins.text.language import DefaultLanguageDetector
 from rerank_plugins.text.normalization import normalize_text
@@ -107,7 +108,10 @@ class Cleaner:
 @cache
 def _default_detector() -> DefaultLanguageDetector:
     # One for the process: what it loads at first use takes a second and 80 MB.
-    return DefaultLanguageDetector()
+    detector = DefaultLanguageDetector()
+    if hasattr(os, "register_at_fork"):
+        os.register_at_fork(after_in_child=detector.after_fork)
+    return detector
 
 
 def _check_returned(text: object, plugin: str, where: str) -> str:
@@ -115,8 +119,8 @@ def _check_returned(text: object, plugin: str, where: str) -> str:
     return check_text(text, f"what {plugin} returned for {where}")
 
 
-def _plugin_error(plugin: str, where: str, cause: Exception) -> ScoringError:
-    return ScoringError(f"{plugin} failed on {where}: {type(cause).__name__}: {cause}")
+def _plugin_error(plugin: str, where: str, cause: Exception) -> PluginError:
+    return PluginError(f"{plugin} failed on {where}: {type(cause).__name__}: {cause}")
 
 
 def _identity(function: object) -> str:

@@ -1,309 +1,359 @@
-"""The queue in front of a scorer, and the one thread that enters it."""
+"""The queue in front of the replicas of a scorer, and the threads that enter them."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from bisect import bisect_left, insort
-from collections import deque
-from dataclasses import dataclass, replace
-from functools import partial
-from itertools import count
-from operator import attrgetter
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
-import numpy as np
-
-from rerank_plugins.batching import WaitingTokens, batch_cost, batch_order, next_batch
-from rerank_plugins.errors import ClosedError, QueueFullError, RerankTimeoutError, ScoringError
+from rerank_plugins.errors import ClosedError, QueueFullError, ScoringError
+from rerank_plugins.replica import Replica
+from rerank_plugins.room import PATIENCE_S, Line, seconds_until_room
+from rerank_plugins.scoring import Counter, Counts
+from rerank_plugins.waiting import WaitingPieces
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
-    from numpy.typing import NDArray
+    from collections.abc import Callable, Iterable, Sequence
 
     from rerank_plugins.cache import PairCache
-    from rerank_plugins.jobs import CachedPair, Piece, Ticket, Waiter
+    from rerank_plugins.jobs import Job, Piece, Ticket, Waiter
     from rerank_plugins.protocols import AnyScorer
+    from rerank_plugins.room import Turn
+    from rerank_plugins.watching import BatchWatch
+
+    Reopen = Callable[[int], AnyScorer]
 
 logger = logging.getLogger(__name__)
-
-_order = attrgetter("order")
 
 EXIT_WAIT_S = 30.0
 """How long a closing waits for the running batch: a scorer that never returns must not hold it."""
 
-
-@dataclass(slots=True)
-class DispatchStats:
-    """Counters of one dispatcher; units as in `EngineStats`."""
-
-    pairs_scored: int = 0
-    pairs_failed: int = 0
-    pairs_dropped: int = 0
-    batches: int = 0
-    tokens_scored: int = 0
-    tokens_padded: int = 0
-    tokens_waiting: int = 0
-    busy_s: float = 0.0
+LOOKING_SHARE: Final = 10.0
+"""Seconds between two looks through a full queue, for each second that the last one took."""
 
 
 class Dispatcher:
-    """Forms batches from the pairs of all callers and scores them one batch at a time.
+    """Forms batches from the pairs of all callers; each replica scores one batch at a time.
 
-    An idle worker takes what is there at once; pairs gather only while it is busy. The thread
-    starts with the first pair, sleeps on a condition while there is nothing to do, and ends with
-    `close`. Whatever a scorer raises, nobody is left waiting.
+    An idle worker takes what is there at once; pairs gather only while all are busy, and one that
+    ends a batch waits up to *max_wait_s* for the next to fill. The threads start with the first
+    pair, sleep on a condition while there is nothing to do, and end with `close`. Whatever a scorer
+    raises, nobody is left waiting: a worker that dies is replaced by *reopen*, which gives the
+    scorer of that number anew. Where it cannot, the others go on; with the last one the queue is
+    ``dead``, what waits fails, and nothing more is taken.
     """
 
     def __init__(
-        self, scorer: AnyScorer, cache: PairCache, *, batch_tokens: int, queue_tokens: int
+        self,
+        scorers: Sequence[AnyScorer],
+        cache: PairCache,
+        watch: BatchWatch,
+        *,
+        batch_tokens: int,
+        queue_tokens: int,
+        max_wait_s: float = 0.0,
+        counter: Counter | None = None,
+        reopen: Reopen | None = None,
     ) -> None:
-        self._scorer = scorer
-        self._name = scorer.name
-        self._padded = scorer.padded
+        self._name = scorers[0].name
         self._cache = cache
         self._batch_tokens = batch_tokens
         self._queue_tokens = queue_tokens
+        self._max_wait_s = max_wait_s
+        self._counter = counter or Counter()
+        self._reopen = reopen
         self._changed = threading.Condition()
-        self._sorted: list[Piece] = []
-        self._arrival: deque[Piece] = deque()
-        self._queued: set[int] = set()
-        self._tokens = WaitingTokens(padded=self._padded)
-        self._numbers = count()
-        self._stats = DispatchStats()
-        self._worker: threading.Thread | None = None
+        self._waiting = WaitingPieces(padded=scorers[0].padded)
+        self._line = Line()
+        self._replicas = [
+            Replica(number, scorer, cache, self._counter, watch, batch_tokens)
+            for number, scorer in enumerate(scorers)
+        ]
+        self._lost: list[Replica] = []
+        self._look_again_s = 0.0
         self._closed = False
+        self.dead = False
+        self.scorer = scorers[0]
+        """The one that encodes."""
 
     @property
-    def full(self) -> bool:
-        """Whether as many tokens wait as ``queue_tokens`` allows."""
-        return self._tokens.total >= self._queue_tokens
+    def crowded(self) -> bool:
+        """Whether there is no room, or others wait for it already."""
+        return self._full or len(self._line) > 0
 
-    def await_room(self, deadline: float | None) -> None:
-        """Wait until the queue is below its bound: how a long request goes on once it has begun.
+    @property
+    def tokens_waiting(self) -> int:
+        """Tokens that wait, a prefix that pairs share counted once."""
+        return self._waiting.tokens
 
-        Raises:
-            RerankTimeoutError: *deadline* (of `time.monotonic`) passed first.
+    @property
+    def counts(self) -> Counts:
+        """What happened so far."""
+        return self._counter.total
+
+    @property
+    def budgets(self) -> list[int]:
+        """Tokens that a batch may cost now, by replica that works."""
+        return [replica.scoring.budget.tokens for replica in list(self._replicas)]
+
+    @property
+    def _full(self) -> bool:
+        return self._waiting.tokens >= self._queue_tokens
+
+    def refuse_if_crowded(self) -> None:
+        """Raise `QueueFullError` if the queue is at its bound, or others wait for room in it."""
+        if self.crowded:
+            self._drop_unwanted()
+        with self._changed:
+            if not self.crowded:
+                return
+            wait_s = self._retry_after_s()
+            raise QueueFullError(
+                f"{self._waiting.tokens} tokens are waiting and queue_tokens is "
+                f"{self._queue_tokens}; try again in {wait_s:.1f} s",
+                retry_after_s=wait_s,
+            )
+
+    def turn_for(self, job: Job) -> Turn | None:
+        """Return *job*'s turn in the line for room, or None if it may go on at once.
+
+        The turn owes a `leave`; it is left, too, as soon as the job is over.
         """
+        if self.crowded:
+            self._drop_unwanted()
         with self._changed:
-            while self.full and not self._closed:
-                left = None if deadline is None else deadline - time.monotonic()
-                if left is not None and left <= 0:
-                    raise RerankTimeoutError("the deadline passed while waiting for queue room")
-                self._changed.wait(left)
+            if self._closed or self.dead or not self.crowded:
+                return None
+            turn = self._line.join()
+            self._room_changed()
+        job.future.add_done_callback(lambda _: self.leave(turn))
+        return turn
 
-    def refuse_if_full(self) -> None:
-        """Raise `QueueFullError` if the queue is at its bound."""
+    def leave(self, turn: Turn) -> None:
+        """Give up a turn: what it came for is queued, or its caller has gone."""
         with self._changed:
-            if self.full:
-                self._forget(self._cache.drop_unwanted(piece.ticket for piece in self._sorted))
-            if self.full:
-                wait_s = self._retry_after_s()
-                raise QueueFullError(
-                    f"{self._tokens.total} tokens are waiting and queue_tokens is "
-                    f"{self._queue_tokens}; try again in {wait_s:.1f} s",
-                    retry_after_s=wait_s,
-                )
+            self._line.leave(turn)
+            self._room_changed()
 
-    def submit(self, pieces: Sequence[Piece]) -> None:
+    def submit(self, pieces: Sequence[Piece], *, errand_of: int | None = None) -> None:
         """Queue what is to be scored; its tickets are resolved or failed through the cache.
+
+        Only replica *errand_of* scores it, where one is named and works.
 
         Raises:
             ClosedError: the dispatcher was closed; the tickets are still the caller's.
+            ScoringError: no worker is left; the tickets are still the caller's.
         """
         with self._changed:
             if self._closed:
                 raise ClosedError("the reranker is closed")
-            if self._worker is None:
-                worker = threading.Thread(
-                    target=self._work, name=f"rerank-plugins {self._name}", daemon=True
-                )
-                worker.start()
-                self._worker = worker
-            for piece in pieces:
-                place = batch_order(piece, padded=self._padded)
-                piece.order = *place, next(self._numbers)
-                insort(self._sorted, piece, key=_order)
-            self._arrival.extend(pieces)
-            self._queued.update(map(id, pieces))
-            self._tokens.add(pieces)
+            if self.dead:
+                raise ScoringError(f"no worker of {self._name} is left", retryable=True)
+            self._start_workers()
+            for replica in self._replicas:
+                if replica.number == errand_of:
+                    self._waiting.stamp(pieces, time.monotonic())
+                    replica.errands.extend(pieces)
+                    break
+            else:
+                self._waiting.add(pieces, time.monotonic())
+            self._changed.notify_all()
+
+    def promote(self, tickets: Iterable[Ticket]) -> None:
+        """Let what waits of *tickets* wait as if it came now, from somebody interactive."""
+        with self._changed:
+            self._waiting.promote(tickets, time.monotonic())
             self._changed.notify_all()
 
     def close(self, *, wait: bool = True) -> None:
-        """Let the running batch end, and fail what waits with `ClosedError`.
+        """Let the running batches end, and fail what waits with `ClosedError`.
 
-        The worker does both, and closes the scorer. With *wait* the call returns when that is
-        done; a call from the worker itself, or from a finalizer, does not wait.
+        The workers do both, and close their scorers. With *wait* the call returns when that is
+        done; a call from a worker itself, or from a finalizer, does not wait.
         """
         with self._changed:
             already, self._closed = self._closed, True
-            worker = self._worker
+            replicas = list(self._replicas)
+            self._line.end()
             self._changed.notify_all()
-        if worker is None:
-            if not already:
-                self._close_scorer()
+        if not already:
+            for replica in (*replicas, *self._lost):
+                if replica.thread is None or replica in self._lost:
+                    replica.close()
+        threads = [replica.thread for replica in replicas if replica.thread is not None]
+        if threading.current_thread() in threads:
+            # The garbage collector may close it here between a worker's look and its sleep, and
+            # only another thread can tell when it sleeps.
+            threading.Thread(target=self._nudge, name=f"rerank-plugins {self._name}").start()
             return
-        if wait and worker is not threading.current_thread():
-            # Not the worker's to do: the running batch may take long, and these will not be scored.
-            self._cache.fail(self._take_all(), _closed_error)
-            worker.join(EXIT_WAIT_S)
+        if not wait or not threads:
+            return
+        # Not the workers' to do: a running batch may take long, and these will not be scored.
+        self._cache.fail(self._take_all(), _closed_error)
+        until = time.monotonic() + EXIT_WAIT_S
+        for thread in threads:
+            thread.join(max(0.0, until - time.monotonic()))
 
-    def stats(self) -> DispatchStats:
-        """Return a copy of the counters."""
+    def _nudge(self) -> None:
         with self._changed:
-            return replace(self._stats, tokens_waiting=self._tokens.total)
+            self._changed.notify_all()
 
-    def _work(self) -> None:
+    def _start_workers(self) -> None:
+        """Start the threads that do not run; the lock is held."""
+        for replica in self._replicas:
+            if replica.thread is None:
+                number = f" {replica.number}" if replica.number else ""
+                thread = threading.Thread(
+                    target=self._work,
+                    args=(replica,),
+                    name=f"rerank-plugins {self._name}{number}",
+                    daemon=True,
+                )
+                thread.start()
+                replica.thread = thread
+
+    def _work(self, replica: Replica) -> None:
         try:
-            while batch := self._next_batch():
-                started = time.monotonic()
-                self._score(batch)
-                with self._changed:
-                    self._stats.busy_s += time.monotonic() - started
+            while (fault := self._serve(replica)) is not None:
+                self._replace(replica, fault)
+                # Forgotten: an error holds the frames that hold the batch.
+                del fault
             self._cache.fail(self._take_all(), _closed_error)
-        # A fault of our own, then: whoever waits must hear of it.
         except BaseException as exc:
-            logger.exception("the worker of %s died", self._name)
-            with self._changed:
-                self._closed = True
-            self._take_all()
-            self._cache.fail_all(partial(self._scoring_error, cause=exc))
+            logger.exception("a worker of %s died and cannot be replaced", self._name)
+            self._lose(replica, exc)
         finally:
-            self._close_scorer()
+            if self._closed or self._reopen is not None:
+                replica.close()
 
-    def _close_scorer(self) -> None:
+    def _serve(self, replica: Replica) -> BaseException | None:
+        """Score batches until closed, or until something raises what no batch may: returns that."""
+        busy = False
         try:
-            self._scorer.close()
-        # A plug-in may raise anything; closing goes on.
-        except Exception:
-            logger.exception("closing the scorer %s failed", self._name)
+            while batch := self._next_batch(replica, busy=busy):
+                replica.score(batch)
+                busy = True
+        # A fault of our own, or what a scorer raised to end its thread.
+        except BaseException as exc:  # noqa: BLE001
+            return exc
+        return None
+
+    def _replace(self, replica: Replica, fault: BaseException) -> None:
+        """Put a new scorer in the place of one whose worker died; what it had is tried again."""
+        if not replica.batch:
+            # A fault of our own, then: it would come again for ever.
+            raise fault
+        again, deadly = replica.drop_batch()
+        with self._changed:
+            # First: other replicas may take it while the scorer is opened.
+            self._waiting.put_back(again)
+            self._changed.notify_all()
+        replica.scoring.fail(deadly, fault)
+        logger.error(
+            "a worker of %s died and is replaced: %s: %s", self._name, type(fault).__name__, fault
+        )
+        if self._reopen is not None and not self._closed:
+            replica.close()
+            scorer = self._reopen(replica.number)
+            with self._changed:
+                replica.take(scorer)
+                if replica is self._replicas[0]:
+                    self.scorer = scorer
+        self._counter.add(Counts(workers_replaced=1))
+
+    def _lose(self, replica: Replica, fault: BaseException) -> None:
+        """Go on without *replica*; without any, fail what waits."""
+        again, deadly = replica.drop_batch()
+        with self._changed:
+            self._replicas.remove(replica)
+            self._lost.append(replica)
+            if self._replicas:
+                self._waiting.put_back(again)
+                self.scorer = self._replicas[0].scorer
+            else:
+                self.dead = True
+                deadly += again + self._waiting.take_all()
+                self._line.end()
+            self._changed.notify_all()
+        replica.scoring.fail(deadly, fault)
 
     def _take_all(self) -> list[Ticket]:
         with self._changed:
-            waiting, self._sorted = self._sorted, []
-            self._arrival.clear()
-            self._queued.clear()
-            self._tokens.remove(waiting)
+            waiting = self._waiting.take_all()
+            for replica in self._replicas:
+                waiting += replica.errands
+                replica.errands = []
             self._changed.notify_all()
         return [piece.ticket for piece in waiting]
 
-    def _next_batch(self) -> list[Piece]:
-        """Wait for pairs and form a batch around the oldest; empty once closed."""
+    def _next_batch(self, replica: Replica, *, busy: bool) -> list[Piece]:
+        """Wait for pairs and form a batch for *replica*; empty once closed."""
+        while True:
+            with self._changed:
+                if not self._wait_for_pieces(replica, busy=busy):
+                    return []
+                if replica.errands:
+                    batch, replica.errands = replica.errands, []
+                else:
+                    batch = self._waiting.take_batch(replica.scoring.budget.tokens)
+                # From here on whatever happens to the worker happens to these.
+                replica.batch = batch
+                self._room_changed()
+            # Without the lock: the cache has one of its own, and neither waits for the other.
+            if batch := replica.scoring.wanted(batch):
+                return batch
+            replica.batch = ()
+
+    def _wait_for_pieces(self, replica: Replica, *, busy: bool) -> bool:
+        """Sleep until there is a batch for *replica*; False once closed. The lock is held."""
+        while not self._closed:
+            if replica.errands:
+                return True
+            if not len(self._waiting):
+                # Who has slept is idle, and starts at once.
+                busy = False
+                if not self._changed.wait(PATIENCE_S if len(self._line) else None):
+                    self._line.skip()
+                    self._room_changed()
+            elif busy and (left := self._seconds_to_fill(replica)) > 0:
+                self._changed.wait(left)
+            else:
+                return True
+        return False
+
+    def _seconds_to_fill(self, replica: Replica) -> float:
+        """How long a worker that was busy may wait for its next batch; the lock is held."""
+        oldest_s = self._waiting.oldest_s
+        if oldest_s is None or self._waiting.tokens >= replica.scoring.budget.tokens:
+            return 0.0
+        return oldest_s + self._max_wait_s - time.monotonic()
+
+    def _room_changed(self) -> None:
+        """Let those in who wait for room, if there is some; the lock is held."""
+        if not self._full:
+            self._line.invite()
+
+    def _drop_unwanted(self) -> None:
+        """Take out of the queue what nobody waits for."""
+        began_s = time.monotonic()
+        if began_s < self._look_again_s:
+            return
         with self._changed:
-            while not self._closed:
-                while self._arrival and id(self._arrival[0]) not in self._queued:
-                    self._arrival.popleft()
-                if not self._arrival:
-                    self._changed.wait()
-                    continue
-                oldest = self._arrival[0]
-                start, stop = next_batch(
-                    self._sorted,
-                    bisect_left(self._sorted, oldest.order, key=_order),
-                    budget=self._batch_tokens,
-                    padded=self._padded,
-                )
-                batch = self._sorted[start:stop]
-                del self._sorted[start:stop]
-                self._queued.difference_update(map(id, batch))
-                self._tokens.remove(batch)
-                self._changed.notify_all()
-                if batch := self._wanted(batch):
-                    return batch
-        return []
-
-    def _wanted(self, batch: Sequence[Piece]) -> list[Piece]:
-        """Leave out what nobody waits for any more, and count the pairs of it."""
-        dropped = self._cache.drop_unwanted(piece.ticket for piece in batch)
+            tickets = [piece.ticket for piece in self._waiting]
+        dropped = self._cache.drop_unwanted(tickets)
+        self._counter.add(Counts(pairs_dropped=len(dropped)))
         with self._changed:
-            self._stats.pairs_dropped += len(dropped)
-        return [piece for piece in batch if not piece.ticket.settled]
-
-    def _forget(self, dropped: set[int]) -> None:
-        """Take what was dropped, or has failed, out of the queue; the lock is held."""
-        self._stats.pairs_dropped += len(dropped)
-        # One look at each: a ticket may be settled meanwhile.
-        wanted = [piece for piece in self._sorted if not piece.ticket.settled]
-        self._queued = set(map(id, wanted))
-        self._tokens.remove(piece for piece in self._sorted if id(piece) not in self._queued)
-        self._sorted = wanted
-        self._changed.notify_all()
-
-    def _score(self, batch: Sequence[Piece]) -> None:
-        """Score a batch; where it fails, halve it until the guilty pair stands alone."""
-        failure: BaseException | None = None
-        try:
-            logits = self._forward(batch)
-        # A plug-in may raise anything, and the worker must outlive it.
-        except BaseException as exc:  # noqa: BLE001
-            failure = exc
-        if failure is None:
-            self._resolve(batch, logits)
-        elif len(batch) == 1 or isinstance(failure, _BrokenContractError):
-            self._fail(batch, failure)
-        else:
-            # Forgotten first: an error holds the frames that hold the batch.
-            failure = None
-            half = len(batch) // 2
-            for part in (batch[:half], batch[half:]):
-                # Once its request has failed, the rest of it is nobody's.
-                if wanted := self._wanted(part):
-                    self._score(wanted)
-
-    def _resolve(self, batch: Sequence[Piece], logits: NDArray[np.float32]) -> None:
-        answered: list[tuple[Ticket, CachedPair]] = []
-        wrong: list[tuple[Piece, np.float32]] = []
-        for piece, logit in zip(batch, logits, strict=True):
-            if not np.isfinite(logit):
-                wrong.append((piece, logit))
-            elif pair := piece.ticket.answer(piece.place, float(logit)):
-                answered.append((piece.ticket, pair))
-        cost = batch_cost(batch, padded=self._padded)
-        padding = cost - sum(piece.tokens for piece in batch) if self._padded else 0
-        with self._changed:
-            self._stats.batches += 1
-            self._stats.pairs_scored += len(answered)
-            self._stats.tokens_scored += cost - padding
-            self._stats.tokens_padded += padding
-        self._cache.resolve(answered)
-        for piece, logit in wrong:
-            self._fail([piece], ScoringError(f"the logit is {logit}"))
-
-    def _fail(self, pieces: Sequence[Piece], cause: BaseException) -> None:
-        # Once for each: several windows of one document may fail together.
-        tickets = {id(piece.ticket): piece.ticket for piece in pieces if not piece.ticket.settled}
-        with self._changed:
-            self._stats.pairs_failed += len(tickets)
-        self._cache.fail(tickets.values(), partial(self._scoring_error, cause=cause))
-
-    def _forward(self, batch: Sequence[Piece]) -> NDArray[np.float32]:
-        logits = np.asarray(self._scorer.forward([piece.encoded for piece in batch]))
-        if logits.shape != (len(batch),) or logits.dtype.kind not in "fiu":
-            raise _BrokenContractError(
-                f"forward gave {logits.dtype} of shape {logits.shape} for {len(batch)} pairs"
-            )
-        return logits.astype(np.float32, copy=False)
-
-    def _scoring_error(self, waiter: Waiter, *, cause: BaseException) -> ScoringError:
-        kind = "" if isinstance(cause, ScoringError) else f"{type(cause).__name__}: "
-        error = ScoringError(
-            f"{self._name} failed on {waiter.where}: {kind}{cause}",
-            retryable=isinstance(cause, ScoringError) and cause.retryable,
-        )
-        error.__cause__ = cause
-        return error
+            self._waiting.drop_settled()
+            self._room_changed()
+        # Where many are refused, looking must not become the work.
+        now_s = time.monotonic()
+        self._look_again_s = now_s + LOOKING_SHARE * (now_s - began_s)
 
     def _retry_after_s(self) -> float:
         """Estimate when the queue has room, from the speed so far; the lock is held."""
-        if not self._stats.tokens_scored:
-            return 1.0
-        return self._stats.busy_s / self._stats.tokens_scored * self._batch_tokens
-
-
-class _BrokenContractError(ScoringError):
-    """The scorer's answer fits no batch: no pair of it is to blame."""
+        excess = max(0, self._waiting.tokens - self._queue_tokens)
+        return seconds_until_room(excess, (replica.running for replica in self._replicas))
 
 
 def _closed_error(_: Waiter) -> ClosedError:

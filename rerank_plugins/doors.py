@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from numbers import Real
+from operator import is_
 from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack
 
 from pydantic import Field, PrivateAttr, model_validator
@@ -70,7 +71,7 @@ class ScoringDoor(Settings):
             self._opened = None
             return self.reranker
         # Fields may be assigned after the first use; equal settings share one engine anyway.
-        if self._opened is None or settings != dict(self._opened.config):
+        if self._opened is None or not _same(settings, dict(self._opened.config)):
             self._opened = Reranker.from_config(RerankConfig(**settings))
         return self._opened
 
@@ -97,10 +98,21 @@ class ScoringDoor(Settings):
         for name, value in super().__repr_args__():
             if name in _DEFAULTS and self._is_default(name):
                 continue
-            if name in _DEFAULTS and callable(value):
-                yield name, getattr(value, "__qualname__", type(value).__qualname__)
+            if name == "observers":
+                yield name, tuple(_name_of(observer) for observer in value)
+            elif name in _DEFAULTS and callable(value):
+                yield name, _name_of(value)
             else:
                 yield name, value
+
+
+def _same(settings: Mapping[str, Any], others: Mapping[str, Any]) -> bool:
+    # Observers by identity: equal ones may keep accounts of their own.
+    return settings == others and all(map(is_, settings["observers"], others["observers"]))
+
+
+def _name_of(plugin: object) -> str:
+    return str(getattr(plugin, "__qualname__", type(plugin).__qualname__))
 
 
 class Door(ScoringDoor):

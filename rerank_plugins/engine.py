@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 import threading
@@ -11,8 +12,9 @@ from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
+from rerank_plugins.breaker import CircuitBreaker
 from rerank_plugins.cache import PairCache, pair_key
-from rerank_plugins.dispatcher import Dispatcher, DispatchStats
+from rerank_plugins.dispatcher import Dispatcher
 from rerank_plugins.errors import (
     ClosedError,
     ConfigError,
@@ -21,24 +23,33 @@ from rerank_plugins.errors import (
     RerankTimeoutError,
     ScoringError,
 )
+from rerank_plugins.jobs import Job
+from rerank_plugins.observing import Audience
+from rerank_plugins.opening import Opener
+from rerank_plugins.options import Priority, WhenFull
 from rerank_plugins.protocols import takes_instruction
 from rerank_plugins.results import EngineStats
+from rerank_plugins.scoring import Counter
+from rerank_plugins.watching import BatchWatch, tell_switch, watched_opening
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+    from concurrent.futures import Future
 
-    from rerank_plugins.jobs import Job, Piece, Ticket, Waiter
+    from rerank_plugins.jobs import Piece, Ticket, Waiter
     from rerank_plugins.protocols import AnyScorer, EncodedPair, InstructedScorer
+    from rerank_plugins.room import Turn
 
 CHUNK_PAIRS = 64
 """Pairs encoded at a time, so that the model works on one chunk while the next is encoded."""
 
 
 class Engine:
-    """Look up → encode → submit, for one scorer.
+    """Look up → encode → submit, for one scorer and its replicas.
 
     The scorer is opened at first use, by whichever thread comes first; a failed opening is
-    reported to its caller and tried again by the next.
+    reported to its caller and tried again by the next. *more_replicas* open further copies of it,
+    one each. Where it *reopens*, a scorer whose worker died is closed and opened again.
     """
 
     def __init__(
@@ -49,23 +60,33 @@ class Engine:
         cache_entries: int,
         batch_tokens: int | None,
         queue_tokens: int,
+        max_wait_s: float = 0.0,
+        more_replicas: Sequence[Callable[[], AnyScorer]] = (),
+        reopens: bool = True,
     ) -> None:
         self.name = name
-        self._open_scorer = open_scorer
+        self._openers = (open_scorer, *more_replicas)
         self._cache_entries = cache_entries
         self._batch_tokens = batch_tokens
         self._queue_tokens = queue_tokens
+        self._max_wait_s = max_wait_s
+        self._reopens = reopens
         self._closed = False
-        self._requests = 0
+        self._requests = self._fallbacks = 0
+        self.audience = Audience()
         self._start_afresh()
 
     def _start_afresh(self) -> None:
+        told = partial(tell_switch, self.audience, self.name)
+        self.breaker = CircuitBreaker(self.name, on_change=told)
         self._cache = PairCache(self._cache_entries)
+        self._counter = Counter()
         # A signal handler may close the engine in the middle of an opening by the same thread.
         self._opening = threading.RLock()
         # Never held for long, unlike the one above: an event loop may take it.
         self._counting = threading.Lock()
-        self._open: tuple[AnyScorer, Dispatcher] | None = None
+        self._open: Dispatcher | None = None
+        self.opener = Opener(self.name, self.scorer)
         self._instructed = False
         self._threads: dict[bool, ThreadPoolExecutor] = {}
 
@@ -91,6 +112,16 @@ class Engine:
                 )
             return self._threads[may_block]
 
+    @property
+    def opened(self) -> bool:
+        """Whether the scorer is open."""
+        return self._open is not None
+
+    def count_fallback(self) -> None:
+        """Note that somebody else is asked for what this engine was to answer."""
+        with self._counting:
+            self._fallbacks += 1
+
     def scorer(self) -> AnyScorer:
         """Return the scorer, opening it first if need be.
 
@@ -113,14 +144,37 @@ class Engine:
         *,
         salt: str = "",
         instruction: str | None = None,
-        deadline: float | None = None,
+        when_full: WhenFull = WhenFull.RAISE,
     ) -> None:
+        """Do what `submitting` does, and wait for room in the caller's thread.
+
+        Raises:
+            TimeoutError: the job's deadline passed before there was any.
+        """
+        steps = self.submitting(
+            job, query, documents, salt=salt, instruction=instruction, when_full=when_full
+        )
+        for room in steps:
+            room.result(job.seconds_left)
+
+    def submitting(
+        self,
+        job: Job,
+        query: str,
+        documents: Iterator[tuple[int, str]],
+        *,
+        salt: str = "",
+        instruction: str | None = None,
+        when_full: WhenFull = WhenFull.RAISE,
+    ) -> Iterator[Future[None]]:
         """Fill *job* from the cache and queue what is missing, chunk by chunk.
 
         *documents* gives ``(place, text)``, the cleaned text for ``job.pairs[place]``. *salt* names
         what changed the texts on their way here, and becomes part of each key, as *instruction*
-        does where it is not the scorer's own; None is that. Returns when everything is queued;
-        failures reach the job's future.
+        does where it is not the scorer's own; None is that. Where there is no room in the queue,
+        gives a future that is to be waited for, by whatever means, before it is asked to go on: a
+        request that has begun waits its turn, and so does a new one unless *when_full* is to raise.
+        Ends when everything is queued; failures reach the job's future.
         """
         if not job.begun:
             with self._counting:
@@ -131,23 +185,73 @@ class Engine:
             prefix = f"{scorer.identity}\n{salt}{told}".encode()
             query_bytes = query.encode()
             while job.waiting and (chunk := list(islice(documents, CHUNK_PAIRS))):
+                job.work("look_up")
                 keys = [pair_key(prefix, query_bytes, text.encode()) for _, text in chunk]
-                if dispatcher.full and not self._cache.covers(keys):
-                    # A request that has begun waits its turn; a new one is told to come back.
-                    if job.begun:
-                        dispatcher.await_room(deadline)
-                    else:
-                        dispatcher.refuse_if_full()
+                turn: Turn | None = None
+                if dispatcher.crowded and not self._cache.covers(keys):
+                    if when_full is WhenFull.RAISE and not job.begun:
+                        dispatcher.refuse_if_crowded()
+                    elif turn := dispatcher.turn_for(job):
+                        job.work(None)
+                        yield turn.come
+                        job.work("look_up")
+                        # Its turn went with the job, if that is over.
+                        if job.future.done():
+                            return
                 job.begun = True
-                tickets = self._cache.claim(job, keys, [place for place, _ in chunk])
-                if tickets:
-                    texts = [chunk[i][1] for i in tickets]
-                    encoded = self._encode(
-                        scorer.name, partial(encode, query), texts, list(tickets.values())
-                    )
-                    self._queue(dispatcher, encoded)
+                try:
+                    self._submit_chunk(dispatcher, job, keys, chunk, partial(encode, query))
+                finally:
+                    if turn is not None:
+                        dispatcher.leave(turn)
+                job.work("clean")
         except RerankError as exc:
             job.fail(exc)
+
+    def _submit_chunk(
+        self,
+        dispatcher: Dispatcher,
+        job: Job,
+        keys: Sequence[bytes],
+        chunk: Sequence[tuple[int, str]],
+        encode: Callable[[Sequence[str]], Sequence[EncodedPair]],
+        *,
+        errand_of: int | None = None,
+    ) -> None:
+        """Fill *job* with what is known of a chunk, and queue the rest."""
+        tickets = self._cache.claim(job, keys, [place for place, _ in chunk])
+        try:
+            if job.priority is Priority.INTERACTIVE and (promoted := self._cache.promote(keys)):
+                dispatcher.promote(promoted)
+            if tickets:
+                job.work("encode")
+                texts = [chunk[i][1] for i in tickets]
+                name = dispatcher.scorer.name
+                pieces = self._encode(name, encode, texts, list(tickets.values()))
+                job.note_tokens(pieces)
+                self._queue(dispatcher, pieces, errand_of)
+        except BaseException as exc:
+            # Ctrl-C comes anywhere, and others may wait for these tickets.
+            self._cache.fail(tickets.values(), partial(_queueing_error, cause=exc))
+            raise
+
+    def warm_up(self, instruction: str | None = None) -> None:
+        """Open the model and let each replica score one pair.
+
+        Raises:
+            ModelLoadError, MissingExtraError, ScoringError, ClosedError: it cannot.
+        """
+        scorer, dispatcher = self._opened()
+        encode, told = _told(scorer, instruction if self._instructed else None)
+        job = Job(len(self._openers))
+        for number in range(len(self._openers)):
+            # A text of its own for each, or the pair cache would answer all but the first.
+            text = f"warm up {number}"
+            key = pair_key(f"{scorer.identity}\n{told}".encode(), b"warm up", text.encode())
+            told_encode = partial(encode, "warm up")
+            chunk = [(number, text)]
+            self._submit_chunk(dispatcher, job, [key], chunk, told_encode, errand_of=number)
+        job.future.result()
 
     def _encode(
         self,
@@ -183,36 +287,44 @@ class Engine:
             for piece in self._encode(scorer, encode, [text], [ticket])
         ]
 
-    def _queue(self, dispatcher: Dispatcher, pieces: Sequence[Piece]) -> None:
+    def _queue(
+        self, dispatcher: Dispatcher, pieces: Sequence[Piece], errand_of: int | None
+    ) -> None:
         """Queue encoded tickets; where that cannot be done, they fail."""
         try:
-            dispatcher.submit(pieces)
+            dispatcher.submit(pieces, errand_of=errand_of)
         except BaseException as exc:
             tickets = [piece.ticket for piece in pieces]
             self._cache.fail(tickets, partial(_queueing_error, cause=exc))
-            if not isinstance(exc, ClosedError):
+            if not isinstance(exc, RerankError):
                 raise
 
     def stats(self) -> EngineStats:
         """Return the counters as they are now."""
         cache = self._cache.stats()
         opened = self._open
-        queue = opened[1].stats() if opened is not None else DispatchStats()
+        budgets = opened.budgets if opened is not None else []
+        done = self._counter.total
         return EngineStats(
             scorer=self.name,
             requests=self._requests,
-            pairs_scored=queue.pairs_scored,
+            pairs_scored=done.pairs_scored,
             pairs_joined=cache.joined,
-            pairs_failed=queue.pairs_failed,
-            pairs_dropped=queue.pairs_dropped,
-            batches=queue.batches,
-            tokens_scored=queue.tokens_scored,
-            tokens_padded=queue.tokens_padded,
-            tokens_waiting=queue.tokens_waiting,
+            pairs_failed=cache.failed,
+            pairs_dropped=done.pairs_dropped,
+            batches=done.batches,
+            tokens_scored=done.tokens_scored,
+            tokens_padded=done.tokens_padded,
+            tokens_waiting=opened.tokens_waiting if opened is not None else 0,
+            out_of_memory=done.out_of_memory,
+            workers_replaced=done.workers_replaced,
+            replicas=len(budgets),
+            batch_tokens=min(budgets, default=0),
             cache_entries=cache.entries,
             cache_hits=cache.hits,
             cache_misses=cache.misses,
             cache_evictions=cache.evictions,
+            fallbacks=self._fallbacks,
         )
 
     def clear_cache(self) -> None:
@@ -231,32 +343,60 @@ class Engine:
         with self._counting:
             threads, self._threads = self._threads, {}
         if opened is not None:
-            opened[1].close(wait=wait)
+            opened.close(wait=wait)
         for pool in threads.values():
             # What waits in there still runs, to tell its caller that the engine is closed.
             pool.shutdown(wait=False)
-        return None if opened is None else opened[1]
+        return opened
 
     def _opened(self) -> tuple[AnyScorer, Dispatcher]:
+        """Return the scorer that encodes, and the queue; both are opened first if need be."""
         opened = self._open
-        if opened is not None:
-            return opened
-        with self._opening:
-            self._check_open()
-            if self._open is None:
-                scorer = self._open_scorer()
-                dispatcher = Dispatcher(
-                    scorer,
-                    self._cache,
-                    batch_tokens=self._batch_tokens or _positive(scorer.batch_tokens, scorer),
-                    queue_tokens=self._queue_tokens,
-                )
-                if self._closed:
-                    dispatcher.close()
+        if opened is None or opened.dead:
+            with self._opening:
                 self._check_open()
-                self._instructed = takes_instruction(scorer)
-                self._open = scorer, dispatcher
-            return self._open
+                opened = self._open
+                if opened is None or opened.dead:
+                    opened = self._open_replicas()
+                    if self._closed:
+                        opened.close()
+                    self._check_open()
+                    self._instructed = takes_instruction(opened.scorer)
+                    self._open = opened
+        return opened.scorer, opened
+
+    def _open_replicas(self) -> Dispatcher:
+        scorers: list[AnyScorer] = []
+        try:
+            for open_scorer in self._openers:
+                scorers.append(watched_opening(self.audience, self.name, open_scorer))
+                _check_alike(scorers[0], scorers[-1])
+            first = scorers[0]
+            return Dispatcher(
+                scorers,
+                self._cache,
+                BatchWatch(self.audience, self.name, self._cache),
+                batch_tokens=self._batch_tokens or _positive(first.batch_tokens, first),
+                queue_tokens=self._queue_tokens,
+                max_wait_s=self._max_wait_s,
+                counter=self._counter,
+                reopen=partial(self._reopened, first) if self._reopens else None,
+            )
+        except BaseException:
+            for scorer in scorers if self._reopens else ():
+                with contextlib.suppress(Exception):
+                    scorer.close()
+            raise
+
+    def _reopened(self, first: AnyScorer, number: int) -> AnyScorer:
+        """Open replica *number* anew: one that answers as *first* did."""
+        scorer = watched_opening(self.audience, self.name, self._openers[number])
+        try:
+            _check_alike(first, scorer)
+        except ConfigError:
+            scorer.close()
+            raise
+        return scorer
 
     def _check_open(self) -> None:
         if self._closed:
@@ -292,6 +432,15 @@ def _encoding_error(waiter: Waiter, *, scorer: str, cause: BaseException) -> Rer
     )
     error.__cause__ = cause
     return error
+
+
+def _check_alike(first: AnyScorer, scorer: AnyScorer) -> None:
+    """Raise `ConfigError` where two replicas would not give the same logits."""
+    if scorer.identity != first.identity:
+        raise ConfigError(
+            f"replicas: they must answer alike, and one is {scorer.identity!r}, another "
+            f"{first.identity!r}; name devices of one kind, or set the precision"
+        )
 
 
 def _positive(batch_tokens: object, scorer: AnyScorer) -> int:

@@ -7,12 +7,16 @@ RerankError
 ├── MissingExtraError (ImportError)   an optional package, with the pip command
 ├── ModelLoadError                    a model: what was tried, what to do next
 ├── ScoringError                      a scorer failed; ``retryable`` says whether to try again
+│   ├── OutOfMemoryError              one pair alone does not fit into the memory there is
+│   └── PluginError                   a function that was plugged in failed on a text
 ├── QueueFullError                    too much is waiting; ``retry_after_s`` says when to try again
 ├── RerankTimeoutError (TimeoutError) the deadline passed; the pairs left the queue
 └── ClosedError                       the reranker was closed
 """
 
 from __future__ import annotations
+
+from typing import Final
 
 
 class RerankError(Exception):
@@ -80,10 +84,22 @@ class ScoringError(RerankError):
         self.retryable = retryable
 
 
+class OutOfMemoryError(ScoringError):
+    """A pair does not fit into memory, not even alone: what fits was scored in smaller batches."""
+
+
+class PluginError(ScoringError):
+    """A function that was plugged into the data path failed on a text.
+
+    No scorer is to blame, and none can answer without that text: no fallback is tried.
+    """
+
+
 class QueueFullError(RerankError):
     """More tokens are waiting than ``queue_tokens`` allows; nothing of the request was queued.
 
-    ``retry_after_s`` estimates, in seconds, when there is room again.
+    ``retry_after_s`` estimates, in seconds, when there is room again: what waits beyond the bound
+    by the measured speed of all replicas.
     """
 
     def __init__(self, message: str, *, retry_after_s: float = 0.0) -> None:
@@ -97,6 +113,28 @@ class RerankTimeoutError(RerankError, TimeoutError):
 
 class ClosedError(RerankError):
     """The reranker was closed, before or during the call."""
+
+
+_OUT_OF_MEMORY: Final = (
+    "out of memory",
+    "allocate memory",
+    "not enough memory",
+    "bad_alloc",
+    "bad allocation",
+    "alloc_failed",
+)
+"""What allocators say of themselves: those of torch, CUDA, onnxruntime, C++ and Windows."""
+
+
+def is_out_of_memory(exc: BaseException) -> bool:
+    """Whether a scorer failed for want of memory: the one place that knows foreign complaints."""
+    if isinstance(exc, MemoryError | OutOfMemoryError):
+        return True
+    # By name, as torch is not imported to be asked.
+    if any(cls.__name__ == "OutOfMemoryError" for cls in type(exc).__mro__):
+        return True
+    text = str(exc).lower()
+    return any(sign in text for sign in _OUT_OF_MEMORY)
 
 
 def first_line(exc: BaseException) -> str:

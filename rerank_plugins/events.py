@@ -6,13 +6,15 @@ No event holds a text: neither a query nor a document.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Self
 
 
 @dataclass(frozen=True, slots=True)
 class LoadEvent:
     """A scorer was opened, or could not be.
 
-    ``error`` is the name of the exception's class, "" where there was none.
+    ``model`` is the name that was configured, ``scorer`` what opened calls itself, "" where nothing
+    did. ``error`` is the name of the exception's class, "" where there was none.
     """
 
     model: str
@@ -43,13 +45,16 @@ class BatchEvent:
 
 @dataclass(frozen=True, slots=True)
 class StageSeconds:
-    """Seconds that a request spent in each stage, in the order of the data path.
+    """Seconds that a request spent in each stage; together they are its duration.
 
-    ``clean`` to ``encode`` are work of the caller's own thread. ``queue`` is the time from the
-    first pair queued until the first batch with one of them began, ``forward`` from then until the
-    last was answered, less what was encoded meanwhile. ``finish`` puts the answer together.
+    ``open`` to ``encode`` are its own work: opening the model, which only the first request does,
+    cleaning and checking texts, asking the pair cache, making tokens. While it works, no time
+    counts as waiting. ``queue`` is what else passed until the first batch with one of its pairs
+    began: waiting for a thread, for room in the queue and for its turn. ``forward`` is what passed
+    from then until its last pair was answered, ``finish`` from there until the call ended.
     """
 
+    open: float = 0.0
     clean: float = 0.0
     look_up: float = 0.0
     encode: float = 0.0
@@ -62,11 +67,13 @@ class StageSeconds:
 class RequestEvent:
     """One call of ``rank``, ``score`` or their async twins has ended.
 
-    ``model`` is the configured one, ``scorer`` who answered ("" where nobody did). ``outcome`` is
-    "ok", "fallback" or, for a call that raised, "error", "timeout", "queue_full", "cancelled",
-    "closed" or "invalid". ``error`` is the name of the exception's class: of the one raised, or of
-    the one that made it fall back. ``cached`` counts the pairs that the pair cache answered.
-    ``started_s`` is the `time.time` of its start.
+    ``model`` is the configured one, ``scorer`` who answered: "" where nobody did, names parted by
+    commas where queries of ``score`` went to several. ``outcome`` is "ok", "fallback" or, for a
+    call that raised, "error", "timeout", "queue_full", "cancelled", "closed" or "invalid".
+    ``error`` is the name of the exception's class: of the one raised, or of the one that made it
+    fall back. ``pairs`` counts what was given, ``cached`` those of them that the pair cache
+    answered, ``tokens`` what was encoded for this call: neither cached pairs nor those that another
+    call was scoring already. ``started_s`` is the `time.time` of its start.
     """
 
     model: str
@@ -74,6 +81,7 @@ class RequestEvent:
     outcome: str
     pairs: int
     cached: int
+    tokens: int
     started_s: float
     duration_s: float
     stages: StageSeconds = field(default_factory=StageSeconds)
@@ -97,9 +105,14 @@ class Observer:
     """Is told what happens; override what you want to hear.
 
     The methods are called from many threads and from event loops, at the end of what they tell of:
-    they must be quick, and must not call the reranker. What they raise is logged, and changes
-    nothing else.
+    they must be quick, and must not call the reranker. What they raise is logged, once for each
+    method, and changes nothing else. An observer that holds its reranker keeps it from being freed
+    before it is closed.
     """
+
+    def __deepcopy__(self, memo: dict[int, object]) -> Self:
+        # What copies of a reranker see belongs to one account.
+        return self
 
     def on_load(self, event: LoadEvent) -> None:
         """Hear that a scorer was opened, or could not be."""

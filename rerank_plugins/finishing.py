@@ -12,7 +12,10 @@ if TYPE_CHECKING:
 
 
 def ranking_of(call: Call, keep: Keep) -> Ranking:
-    """Return the ranking of a call of one query whose job succeeded."""
+    """Return the ranking of a call of one query whose job succeeded.
+
+    Where it fell back, no ``score_threshold`` applies: it was chosen for another model's scores.
+    """
     (group,) = call.groups
     copies, near, dropped = group.chosen.copies, group.chosen.near, group.chosen.dropped
     places = [place for place in group.places if place not in dropped]
@@ -21,6 +24,8 @@ def ranking_of(call: Call, keep: Keep) -> Ranking:
     pairs = call.job.delivered()
     logits = [pairs[place].logit for place in scored]
     scores = activate(logits, group.activation)
+    if call.falls_back:
+        keep = keep._replace(score_threshold=None)
     kept = select(logits, scores, **keep._asdict())
     return Ranking(
         query=group.query,

@@ -5,15 +5,20 @@ from __future__ import annotations
 import contextlib
 import operator
 import threading
+import time
 from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from rerank_plugins.models.windows import WindowedPair
+from rerank_plugins.options import Priority
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from rerank_plugins.protocols import EncodedPair, SharedPrefix
     from rerank_plugins.results import Window
+    from rerank_plugins.stages import StageClock, Work
 
 
 class CachedPair(NamedTuple):
@@ -30,16 +35,39 @@ class Job:
     ``pairs[i]`` is the result for the caller's *i*-th document or pair. ``future`` is done once
     all of them are there, or with the first error. A job that is over, for whatever reason, wants
     nothing more: what only it waited for is dropped when a batch is formed. ``begun`` says that
-    some of it was admitted to a queue, so that the rest waits for room and is not refused.
+    some of it was admitted to a queue, so that the rest waits for room and is not refused. After
+    ``deadline`` (of `time.monotonic`, None for never) it is over, whoever still waits. ``clock`` is
+    there where an observer wants to hear of the call.
     """
 
-    __slots__ = ("_argument", "_lock", "_remaining", "begun", "cached", "future", "pairs")
+    __slots__ = (
+        "_argument",
+        "_lock",
+        "_remaining",
+        "begun",
+        "cached",
+        "clock",
+        "deadline",
+        "future",
+        "pairs",
+        "priority",
+    )
 
-    def __init__(self, size: int, *, argument: str = "documents") -> None:
+    def __init__(
+        self,
+        size: int,
+        *,
+        argument: str = "documents",
+        priority: Priority = Priority.INTERACTIVE,
+        deadline: float | None = None,
+    ) -> None:
         self._argument = argument
+        self.priority = priority
+        self.deadline = deadline
         self.pairs: list[CachedPair | None] = [None] * size
         self.cached = [False] * size
         self.begun = False
+        self.clock: StageClock | None = None
         self.future: Future[None] = Future()
         self._remaining = size
         self._lock = threading.Lock()
@@ -48,7 +76,18 @@ class Job:
     @property
     def waiting(self) -> bool:
         """Whether somebody still wants the result."""
-        return not self.future.done()
+        if self.future.done():
+            return False
+        return self.deadline is None or time.monotonic() < self.deadline
+
+    @property
+    def seconds_left(self) -> float | None:
+        """Seconds until its deadline, 0 when that has passed; None without one."""
+        return None if self.deadline is None else max(0.0, self.deadline - time.monotonic())
+
+    def anew(self) -> Job:
+        """Return a job of the same places with nothing delivered."""
+        return Job(len(self.pairs), argument=self._argument, priority=self.priority)
 
     def where(self, place: int) -> str:
         """Name a place by argument and index, for an error message."""
@@ -64,17 +103,34 @@ class Job:
     def settle(self) -> None:
         """Wake the caller if every place is filled, and it has not gone."""
         if self._remaining == 0:
+            self._stop_waiting()
             with contextlib.suppress(InvalidStateError):
                 self.future.set_result(None)
 
     def fail(self, error: BaseException) -> None:
         """Raise *error* in the caller, unless it has gone or failed already."""
+        self._stop_waiting()
         with contextlib.suppress(InvalidStateError):
             self.future.set_exception(error)
 
     def cancel(self) -> None:
         """Give up waiting."""
         self.future.cancel()
+
+    def work(self, stage: Work | None) -> None:
+        """Say what its caller's thread works on from now on, where there is a clock to tell."""
+        if self.clock is not None:
+            self.clock.work(stage)
+
+    def note_tokens(self, pieces: Iterable[Piece]) -> None:
+        """Count what was encoded for its caller, where there is a clock to tell."""
+        if self.clock is not None:
+            self.clock.tokens += sum(piece.tokens for piece in pieces)
+
+    def _stop_waiting(self) -> None:
+        # Before the caller is woken, which may put the clock to its next use.
+        if self.clock is not None and not self.future.done():
+            self.clock.wait("finish")
 
     def delivered(self) -> list[CachedPair]:
         """Return every pair of a job that succeeded."""
@@ -100,12 +156,16 @@ class Waiter(NamedTuple):
 class Ticket:
     """A distinct pair on its way through the scorer, and who waits for it.
 
-    ``settled`` says that it was answered, failed or dropped: set by the pair cache, under its lock.
+    ``settled`` says that it was answered, failed or dropped, ``begun`` that a batch with some of it
+    has begun and that somebody watches; it is interactive once one of those who wait for it is. All
+    are set by the pair cache, under its lock.
     """
 
     key: bytes
+    priority: Priority = Priority.INTERACTIVE
     waiters: list[Waiter] = field(default_factory=list)
     settled: bool = False
+    begun: bool = False
     _windowed: WindowedPair[EncodedPair] | None = None
     _truncated: bool = False
     _logits: dict[int, float] = field(default_factory=dict)
@@ -138,8 +198,10 @@ class Ticket:
 class Piece:
     """What the queue holds of a ticket: its pair, or one window of it, and what that costs.
 
-    ``own`` counts its tokens without the ``prefix`` that it shares with others. ``order`` is its
-    place among what waits, once it is queued: as `batch_order`, then by arrival.
+    ``own`` counts its tokens without the ``prefix`` that it shares with others. Once it is queued,
+    ``order`` is its place among what waits: as `batch_order`, then by arrival. ``queued_s`` is when
+    it came and ``due_s`` when its turn is, both of `time.monotonic`. ``deaths`` counts the workers
+    that died with it in hand.
     """
 
     ticket: Ticket
@@ -149,6 +211,9 @@ class Piece:
     prefix: bytes = b""
     prefix_tokens: int = 0
     order: tuple[bytes, int, int] = (b"", 0, 0)
+    queued_s: float = 0.0
+    due_s: float = 0.0
+    deaths: int = 0
 
     @classmethod
     def of(cls, ticket: Ticket, place: int, encoded: EncodedPair) -> Self:

@@ -117,14 +117,17 @@ class RerankPostprocessor(Door, BaseNodePostprocessor):
         """Return the settings as JSON, for `from_json`.
 
         Raises:
-            ConfigError: a setting is a function. Leave it out by ``exclude={name}``, and hand it
-                to `from_json` by its name. A `Scorer` of yours: as for `to_dict`.
+            ConfigError: a setting is a function, or holds observers. Leave it out by
+                ``exclude={name}``, and hand it to `from_json` by its name. A `Scorer` of yours: as
+                for `to_dict`.
         """
         data = self.to_dict(**kwargs)
         for name, value in data.items():
-            if callable(value):
+            if callable(value) or (name == "observers" and value):
+                # An observer's own repr may hold a secret.
+                kind = "an observer" if name == "observers" else f"a function, {value!r},"
                 raise ConfigError(
-                    f"{name}: a function cannot be written as JSON, got {value!r}; leave it out "
+                    f"{name}: {kind} cannot be written as JSON; leave it out "
                     f"with to_json(exclude={{{name!r}}}), and give it to from_json(..., {name}=...)"
                 )
         return json.dumps(data)

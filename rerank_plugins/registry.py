@@ -20,7 +20,7 @@ from rerank_plugins.options import Backend
 from rerank_plugins.scorers import open_scorer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Hashable
+    from collections.abc import Callable, Hashable, Sequence
 
     from rerank_plugins.config import RerankConfig
     from rerank_plugins.dispatcher import Dispatcher
@@ -48,6 +48,9 @@ _ENGINE_SETTINGS = (
     "allow_pickle",
 )
 """The settings that make two engines different, besides the model; the rest act around them."""
+
+_QUEUE_SETTINGS = ("cache_entries", "batch_tokens", "queue_tokens", "max_wait_s")
+"""Those that make a difference where the scorer is a user's own."""
 
 
 @dataclass(slots=True)
@@ -88,8 +91,8 @@ class Registry:
                 shared = self._shared[key] = _Shared(make(), 0, settings)
             if shared.settings != settings:
                 raise ConfigError(
-                    "this Scorer is in use by a reranker of other cache_entries, batch_tokens or "
-                    "queue_tokens, and one scorer has one queue"
+                    f"this Scorer is in use by a reranker of other {', '.join(_QUEUE_SETTINGS)}, "
+                    "and one scorer has one queue"
                 )
             shared.users += 1
             return shared.engine
@@ -126,6 +129,12 @@ class Registry:
         for dispatcher in ending:
             if dispatcher is not None:
                 dispatcher.close()
+
+    def heard_by(self, observer: object) -> list[Engine]:
+        """Return the engines of which *observer* hears."""
+        with self.lock:
+            engines = [shared.engine for shared in self._shared.values()]
+        return [engine for engine in engines if observer in engine.audience]
 
     def __contains__(self, key: Hashable) -> bool:
         return key in self._shared
@@ -166,7 +175,9 @@ class Leases:
             self.check_open()
             if model not in self._held:
                 key, settings, make = self._engine_of(model)
-                self._held[model] = key, ENGINES.lease(key, make, settings=settings)
+                engine = ENGINES.lease(key, make, settings=settings)
+                self._held[model] = key, engine
+                engine.audience.join(id(self), self._config.observers)
             return self._held[model][1]
 
     def check_open(self) -> None:
@@ -184,20 +195,27 @@ class Leases:
         with ENGINES.lock:
             self._released = True
             held, self._held = self._held, {}
-        for key, _ in held.values():
-            ENGINES.release(key, wait=wait)
         if held and self._own is not None:
+            # First: closing takes its time, and meanwhile nobody may open the scorer again.
             _remember_given_up(self._own)
+        for key, engine in held.values():
+            engine.audience.leave(id(self))
+            ENGINES.release(key, wait=wait)
 
     def _engine_of(self, model: str) -> tuple[Hashable, Hashable, Callable[[], Engine]]:
         """Return key and settings of the engine that serves *model*, and how to make it."""
         config, own = self._config, self._own
-        open_it: Callable[[], AnyScorer]
+        openers: Sequence[Callable[[], AnyScorer]]
         key: Hashable
         settings: Hashable = None
         if own is not None and model == config.model:
-            key, open_it = ("own scorer", id(own)), partial(_itself, own)
-            settings = config.cache_entries, config.batch_tokens, config.queue_tokens
+            if config.replicas != 1:
+                raise ConfigError(
+                    f"replicas: a Scorer of your own is one replica, got {config.replicas!r}; "
+                    "name a model, or leave it out"
+                )
+            key, openers = ("own scorer", id(own)), [partial(_itself, own)]
+            settings = tuple(getattr(config, name) for name in _QUEUE_SETTINGS)
             if key not in ENGINES and _was_given_up(own):
                 raise ConfigError(
                     f"the Scorer {own.name!r} was closed with its last reranker; open a new one"
@@ -215,14 +233,17 @@ class Leases:
                 )
             settings_of_it = (getattr(config, name) for name in _ENGINE_SETTINGS)
             key = (model, _content_of(config.family), *settings_of_it)
-            open_it = partial(open_scorer, config)
+            openers = [partial(open_scorer, each) for each in _replicas(config)]
         make = partial(
             Engine,
             model,
-            open_it,
+            openers[0],
             cache_entries=config.cache_entries,
             batch_tokens=config.batch_tokens,
             queue_tokens=config.queue_tokens,
+            max_wait_s=config.max_wait_s,
+            more_replicas=openers[1:],
+            reopens=own is None or model != config.model,
         )
         return key, settings, make
 
@@ -239,6 +260,13 @@ def _content_of(family: str) -> str:
     except (OSError, RuntimeError, ValueError):
         return ""
     return blake2b(content, digest_size=16).hexdigest()
+
+
+def _replicas(config: RerankConfig) -> list[RerankConfig]:
+    """Return the settings of each replica: they differ in the device at most."""
+    if isinstance(config.replicas, int):
+        return [config] * config.replicas
+    return [config.model_copy(update={"device": device}) for device in config.replicas]
 
 
 def _itself(own: AnyScorer) -> AnyScorer:

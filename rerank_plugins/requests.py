@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
-from typing import NamedTuple, TypeGuard, TypeVar, overload
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, NamedTuple, TypeGuard, TypeVar, overload
 
 from rerank_plugins.candidates import ALL, Choice, Chosen
 from rerank_plugins.config import LONGEST_TIMEOUT_S, Settings
-from rerank_plugins.errors import InputError, InputTypeError, ScoringError
+from rerank_plugins.errors import InputError, InputTypeError, PluginError
 from rerank_plugins.jobs import Job
-from rerank_plugins.options import Duplicates
+from rerank_plugins.options import Duplicates, Priority
+
+if TYPE_CHECKING:
+    from rerank_plugins.reporting import Report
 
 T = TypeVar("T")
 
@@ -42,7 +45,7 @@ class DeferredTexts(Sequence[str]):
     """Texts that are read from a framework's objects when they are first needed.
 
     An async door hands them over as they are, so that reading them does not hold the event loop.
-    Where *read* fails, reading raises `ScoringError` with the index.
+    Where *read* fails, reading raises `PluginError` with the index.
     """
 
     def __init__(self, items: Sequence[T], read: Callable[[T], str]) -> None:
@@ -71,7 +74,7 @@ class DeferredTexts(Sequence[str]):
             return self._read(self._items[place])
         # What a user's function raises may be anything.
         except Exception as exc:
-            raise ScoringError(
+            raise PluginError(
                 f"the text of documents[{place}] could not be read: {type(exc).__name__}: {exc}"
             ) from exc
 
@@ -103,13 +106,25 @@ class Group:
 
 @dataclass(slots=True)
 class Call:
-    """What a caller asked for, and the wait for it; *instruction* None is the setting's."""
+    """What a caller asked for, and the wait for it; *instruction* None is the setting's.
+
+    ``falls_back`` says that another scorer answers than the one that was configured for it;
+    ``report`` is there where an observer wants to hear of the call.
+    """
 
     job: Job
     groups: list[Group]
     pairs: Sequence[object] = ()
     choice: Choice = ALL
     instruction: str | None = None
+    report: Report | None = None
+    falls_back: bool = False
+
+    def anew(self) -> Call:
+        """Return the same call for another scorer: nothing of an answer, not even of a part."""
+        groups = [Group(g.query, g.where, g.places, g.documents) for g in self.groups]
+        # A thread may still be at the first one.
+        return replace(self, job=self.job.anew(), groups=groups, falls_back=True)
 
     def prepare(self) -> None:
         """Read and check what takes time where there is much of it: off the event loop, that is."""
@@ -184,6 +199,18 @@ def check_instruction(instruction: object) -> str | None:
     if not text.strip():
         raise InputError("instruction is blank; leave it out for the setting of that name")
     return text
+
+
+def priority_of(settings: Settings, priority: object) -> Priority:
+    """Check the priority of a call; None is the setting of that name."""
+    if priority is None:
+        return settings.priority
+    if not isinstance(priority, str) or priority not in list(Priority):
+        raise InputError(
+            f'priority must be "interactive" or "bulk", got {priority!r}; leave it out for the '
+            "setting of that name"
+        )
+    return Priority(priority)
 
 
 def check_timeout(timeout_s: object) -> float | None:

@@ -1,49 +1,32 @@
-"""The reranker that users hold: clean → route → engine → finish."""
+"""The reranker that users hold: its methods, and what they share with rerankers of its kind."""
 
 from __future__ import annotations
 
 import asyncio
-import contextvars
 import os
-import time
 import weakref
 from functools import partial
 from typing import TYPE_CHECKING, Self, TypeVar, Unpack
 
-from rerank_plugins.candidates import ALL
 from rerank_plugins.cleaning import Cleaner
 from rerank_plugins.config import EMBEDDED, RerankConfig
-from rerank_plugins.engine import deadline_after
-from rerank_plugins.errors import ClosedError, ConfigError, RerankTimeoutError
+from rerank_plugins.errors import ConfigError
 from rerank_plugins.finishing import ranking_of, scores_of
-from rerank_plugins.jobs import Job
-from rerank_plugins.options import Activation
 from rerank_plugins.protocols import AnyScorer, Scorer
 from rerank_plugins.registry import Leases
-from rerank_plugins.requests import (
-    Call,
-    Keep,
-    check_timeout,
-    choice_of,
-    rank_call,
-    score_call,
-)
-from rerank_plugins.routing import Router
-from rerank_plugins.screening import chosen_texts, cleaned_texts
+from rerank_plugins.reporting import reported_if_refused
+from rerank_plugins.requests import Keep, choice_of, priority_of, rank_call, score_call
+from rerank_plugins.serving import Serving
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Sequence
     from types import TracebackType
 
     from rerank_plugins.config import RerankSettings
-    from rerank_plugins.options import Duplicates
+    from rerank_plugins.options import Duplicates, Priority
     from rerank_plugins.results import EngineStats, Ranking
 
 _R = TypeVar("_R", bound="Reranker")
-_T = TypeVar("_T")
-
-_FINISH_ON_LOOP = 4096
-"""Documents whose ranking is put together on the event loop: some milliseconds' work."""
 
 
 class Reranker:
@@ -82,7 +65,7 @@ class Reranker:
         self._own = own
         self._cleaner = Cleaner.from_config(config)
         self._leases = Leases(config, own)
-        self._router = Router(config, self._leases)
+        self._serving = Serving(config, self._cleaner, self._leases)
         self._finalizer = weakref.finalize(self, self._leases.release)
         # At exit the registry closes every engine, and waits for the batches that run.
         self._finalizer.atexit = False
@@ -124,15 +107,16 @@ class Reranker:
         near_duplicates: float | None = None,
         max_candidates: int | None = None,
         instruction: str | None = None,
+        priority: Priority | str | None = None,
         timeout_s: float | None = None,
     ) -> Ranking:
         """Score every document against the query and return them best first.
 
         Equal scores keep the input order; blank documents come last. *top_n* keeps that many at
         most (None keeps all); *score_threshold* drops lower scores, but leaves *min_results*.
-        *duplicates*, *near_duplicates*, *max_candidates*, *instruction* and *timeout_s* override
-        the settings of those names; 0 switches the second and the third off, and the last one
-        cannot interrupt a plugged-in function. No documents give an empty ranking, though the
+        *duplicates*, *near_duplicates*, *max_candidates*, *instruction*, *priority* and *timeout_s*
+        override the settings of those names; 0 switches the second and the third off, and the last
+        one cannot interrupt a plugged-in function. No documents give an empty ranking, though the
         model is opened to say whose.
 
         Raises:
@@ -141,11 +125,12 @@ class Reranker:
             ModelLoadError, MissingExtraError: the model cannot be opened.
             ScoringError, QueueFullError, RerankTimeoutError, ClosedError: see `errors`.
         """
-        keep = Keep.checked(top_n, score_threshold, min_results)
-        choice = choice_of(self.config, duplicates, near_duplicates, max_candidates)
-        call = rank_call(query, documents, choice, instruction)
-        self._wait(call, timeout_s)
-        return ranking_of(call, keep)
+        with reported_if_refused(self.config):
+            keep = Keep.checked(top_n, score_threshold, min_results)
+            choice = choice_of(self.config, duplicates, near_duplicates, max_candidates)
+            call = rank_call(query, documents, choice, instruction)
+            call.job.priority = priority_of(self.config, priority)
+        return self._serving.answer(call, timeout_s, partial(ranking_of, keep=keep))
 
     async def arank(
         self,
@@ -159,22 +144,26 @@ class Reranker:
         near_duplicates: float | None = None,
         max_candidates: int | None = None,
         instruction: str | None = None,
+        priority: Priority | str | None = None,
         timeout_s: float | None = None,
     ) -> Ranking:
         """Do what `rank` does without blocking the event loop.
 
         A cancelled call drops those of its pairs that nobody else waits for.
         """
-        keep = Keep.checked(top_n, score_threshold, min_results)
-        choice = choice_of(self.config, duplicates, near_duplicates, max_candidates)
-        call = rank_call(query, documents, choice, instruction)
-        return await self._await(call, timeout_s, partial(ranking_of, call, keep))
+        with reported_if_refused(self.config):
+            keep = Keep.checked(top_n, score_threshold, min_results)
+            choice = choice_of(self.config, duplicates, near_duplicates, max_candidates)
+            call = rank_call(query, documents, choice, instruction)
+            call.job.priority = priority_of(self.config, priority)
+        return await self._serving.await_answer(call, timeout_s, partial(ranking_of, keep=keep))
 
     def score(
         self,
         pairs: Sequence[tuple[str, str]],
         *,
         instruction: str | None = None,
+        priority: Priority | str | None = None,
         timeout_s: float | None = None,
     ) -> list[float]:
         """Return the score of each (query, document) pair, in input order.
@@ -185,30 +174,30 @@ class Reranker:
         Raises:
             InputError: a pair that cannot be scored, by index; otherwise as `rank`.
         """
-        call = score_call(pairs, instruction)
-        self._wait(call, timeout_s)
-        return scores_of(call)
+        with reported_if_refused(self.config):
+            call = score_call(pairs, instruction)
+            call.job.priority = priority_of(self.config, priority)
+        return self._serving.answer(call, timeout_s, scores_of)
 
     async def ascore(
         self,
         pairs: Sequence[tuple[str, str]],
         *,
         instruction: str | None = None,
+        priority: Priority | str | None = None,
         timeout_s: float | None = None,
     ) -> list[float]:
         """Do what `score` does without blocking the event loop."""
-        call = score_call(pairs, instruction)
-        return await self._await(call, timeout_s, partial(scores_of, call))
+        with reported_if_refused(self.config):
+            call = score_call(pairs, instruction)
+            call.job.priority = priority_of(self.config, priority)
+        return await self._serving.await_answer(call, timeout_s, scores_of)
 
     def warmup(self) -> None:
-        """Open the model and score one pair, so that the first caller need not wait for either."""
+        """Open the model and score one pair with each replica: the first callers need not wait."""
         self._leases.check_open()
         self._cleaner.warm_up()
-        instruction = self._router.instruction(None)
-        job = Job(1)
-        one = iter([(0, "warm up")])
-        self._leases.primary.submit(job, "warm up", one, instruction=instruction)
-        job.future.result()
+        self._serving.warm_up()
 
     def stats(self) -> dict[str, EngineStats]:
         """Return the counters of each engine behind this reranker, by model name."""
@@ -253,74 +242,6 @@ class Reranker:
         traceback: TracebackType | None,
     ) -> None:
         await self.aclose()
-
-    def _wait(self, call: Call, timeout_s: float | None) -> None:
-        timeout_s = self._timeout(timeout_s)
-        deadline = deadline_after(timeout_s)
-        try:
-            self._submit(call, deadline)
-            left = None if deadline is None else max(0.0, deadline - time.monotonic())
-            call.job.future.result(left)
-        except TimeoutError:
-            raise RerankTimeoutError(f"no answer within timeout_s={timeout_s}") from None
-        finally:
-            call.job.cancel()
-
-    async def _await(self, call: Call, timeout_s: float | None, finish: Callable[[], _T]) -> _T:
-        """Submit, await and *finish*; on the loop itself happens only what is short."""
-        self._leases.check_open()
-        timeout_s = self._timeout(timeout_s)
-        deadline = deadline_after(timeout_s)
-        loop = asyncio.get_running_loop()
-        submit = partial(contextvars.copy_context().run, self._submit, call, deadline)
-        try:
-            async with asyncio.timeout(timeout_s):
-                threads = self._leases.primary.threads(may_block=self._cleaner.may_block)
-                await loop.run_in_executor(threads, submit)
-                await asyncio.wrap_future(call.job.future)
-                if len(call.job.pairs) <= _FINISH_ON_LOOP:
-                    return finish()
-                try:
-                    threads = self._leases.primary.threads()
-                except ClosedError:
-                    # Closed since; the answer is complete all the same.
-                    return finish()
-                return await loop.run_in_executor(threads, finish)
-        except TimeoutError:
-            raise RerankTimeoutError(f"no answer within timeout_s={timeout_s}") from None
-        finally:
-            call.job.cancel()
-
-    def _submit(self, call: Call, deadline: float | None) -> None:
-        """Clean and route each query with its documents, and hand them to the engine."""
-        call.prepare()
-        instruction = self._router.instruction(call.instruction)
-        for group in call.groups:
-            query, scored_language = self._cleaner.query(group.query, group.where)
-            engine = self._router.engine(scored_language)
-            scorer = engine.scorer()
-            group.scorer, group.language = scorer.name, query.language
-            group.activation = (
-                scorer.activation
-                if self.config.activation is Activation.AUTO
-                else self.config.activation.value
-            )
-            texts = cleaned_texts(self._cleaner, group, call.job, deadline)
-            if call.choice != ALL:
-                texts = chosen_texts(call, query.text, texts, deadline)
-            engine.submit(
-                call.job,
-                query.text,
-                texts,
-                salt=self._cleaner.identity,
-                instruction=instruction,
-                deadline=deadline,
-            )
-            if not call.job.waiting:
-                return
-
-    def _timeout(self, timeout_s: float | None) -> float | None:
-        return self.config.timeout_s if timeout_s is None else check_timeout(timeout_s)
 
 
 def _rebuild(cls: type[_R], config: RerankConfig, own: AnyScorer | None) -> _R:

@@ -107,10 +107,16 @@ class EngineStats:
     """Counters of one engine since it was opened; the unit is in each name.
 
     ``pairs_scored`` went through the model, a document in windows counted once; ``pairs_joined``
-    waited for a pair that another request, or the same one, was scoring already. ``tokens_scored``
-    counts what was computed: a prefix that pairs share once a batch, where the scorer shares it.
-    ``tokens_padded`` counts the padding that was computed beside, ``tokens_waiting`` what the queue
-    holds, where such a prefix counts once.
+    waited for a pair that another request, or the same one, was scoring already. Each of
+    ``cache_misses`` ends as scored, ``pairs_failed`` or, where nobody waits any more,
+    ``pairs_dropped``. ``tokens_scored`` counts what was computed: a prefix that pairs share once a
+    batch, where the scorer shares it. ``tokens_padded`` counts the padding that was computed
+    beside, ``tokens_waiting`` what the queue
+    holds, where such a prefix counts once. ``out_of_memory`` counts the batches that did not fit,
+    ``workers_replaced`` the workers that died and were replaced. ``replicas`` is how many work now,
+    ``batch_tokens`` the smallest token budget among them; both are 0 before the model is opened.
+    ``fallbacks`` counts requests that it was to answer, and for which the next of the fallback
+    chain was asked.
     """
 
     scorer: str
@@ -123,7 +129,12 @@ class EngineStats:
     tokens_scored: int
     tokens_padded: int
     tokens_waiting: int
+    out_of_memory: int
+    workers_replaced: int
+    replicas: int
+    batch_tokens: int
     cache_entries: int
     cache_hits: int
     cache_misses: int
     cache_evictions: int
+    fallbacks: int

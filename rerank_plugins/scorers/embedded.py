@@ -11,7 +11,14 @@ import numpy as np
 from cachetools import LRUCache
 
 from rerank_plugins.config import EMBEDDED
-from rerank_plugins.errors import ConfigError, ModelLoadError, ScoringError, first_line
+from rerank_plugins.errors import (
+    ConfigError,
+    ModelLoadError,
+    OutOfMemoryError,
+    ScoringError,
+    first_line,
+    is_out_of_memory,
+)
 from rerank_plugins.models.embedded_model import (
     SPECIAL_TOKENS,
     EmbeddedSettings,
@@ -32,8 +39,12 @@ if TYPE_CHECKING:
 
 FOLDER: Final = resources.files("rerank_plugins.models") / "embedded"
 
-PASS_TOKENS: Final = 4096
-"""Tokens in one pass of the encoder: enough rows to fill a matrix product on a CPU."""
+BATCH_TOKENS: Final = 4096
+"""Tokens in one batch of pairs: of so many, some are of like length."""
+
+PASS_TOKENS: Final = 1024
+"""Tokens in one pass of the encoder: enough rows to fill a matrix product on a CPU, and few, since
+short windows beside a long one are padded to its length."""
 
 QUERY_FEATURES_BYTES: Final = 16_000_000
 DOCUMENT_FEATURES_BYTES: Final = 256_000_000
@@ -63,7 +74,7 @@ class EmbeddedScorer:
 
     activation: Literal["sigmoid"] = "sigmoid"
     languages = frozenset({"en"})
-    batch_tokens = PASS_TOKENS
+    batch_tokens = BATCH_TOKENS
     padded = False
 
     def __init__(
@@ -143,7 +154,7 @@ class EmbeddedScorer:
         """Return (pairs,) logits.
 
         Raises:
-            ScoringError: onnxruntime failed.
+            ScoringError: onnxruntime failed; `OutOfMemoryError` where that was for want of memory.
         """
         return self._settings.logits(self.similarities(pairs))
 
@@ -212,7 +223,8 @@ class EmbeddedScorer:
             (hidden,) = self._session.run(None, {"ids": ids, "mask": mask})
         # onnxruntime's exceptions share no base but Exception.
         except Exception as exc:
-            raise ScoringError(
+            failed = OutOfMemoryError if is_out_of_memory(exc) else ScoringError
+            raise failed(
                 f"onnxruntime failed on {ids.shape[0]} windows of up to {ids.shape[1]} tokens: "
                 f"{first_line(exc)}"
             ) from exc

@@ -159,9 +159,13 @@ class DefaultLanguageDetector:
 
     def __init__(self) -> None:
         """Cost nothing: the library is loaded by the first text that needs it."""
-        self._lock = threading.Lock()
+        self.after_fork()
         self._rank: _Rank | None = None
         self._loaded = False
+
+    def after_fork(self) -> None:
+        """Make it usable in a child: a thread that stayed in the parent may hold the lock."""
+        self._lock = threading.Lock()
 
     def __reduce__(self) -> tuple[type[DefaultLanguageDetector], tuple[()]]:
         """Travel to another process without the lock and the model, which it finds there again."""

@@ -263,3 +263,33 @@ def test_long_work_on_a_terminal_shows_how_far_it_is(
     assert "ranking:" in found.err
     assert "/3" in found.err
     assert len(_texts(found.out)) == 3
+
+
+def _broken(config: RerankConfig) -> FakeScorer:
+    return FakeScorer(name=config.model, poison="" if config.model == "embedded" else None)
+
+
+@pytest.mark.parametrize("chain", ["lexical,retrieval_order", "retrieval_order"])
+def test_a_flag_says_who_answers_instead_and_the_note_who_did(
+    run: Run, notes: Path, monkeypatch: pytest.MonkeyPatch, chain: str
+) -> None:
+    monkeypatch.setattr("rerank_plugins.registry.open_scorer", _broken)
+
+    found = run("rank", QUERY, "notes.txt", "--on-error", "fallback", "--fallback", chain)
+
+    assert found.code == 0
+    assert f"· scorer {chain.partition(',')[0]}" in found.err
+
+
+def test_a_variable_says_who_answers_instead(
+    run: Run, notes: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("rerank_plugins.registry.open_scorer", _broken)
+    monkeypatch.setenv("RERANK_PLUGINS_ON_ERROR", "fallback")
+    monkeypatch.setenv("RERANK_PLUGINS_FALLBACK", "retrieval_order")
+
+    found = run("rank", QUERY, "notes.txt", "--json")
+
+    answer = json.loads(found.out)
+    assert (answer["scorer"], answer["activation"]) == ("retrieval_order", "logit")
+    assert [document["index"] for document in answer["documents"]] == [0, 1, 2]

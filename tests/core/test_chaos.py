@@ -13,6 +13,7 @@ import pytest
 
 from rerank_plugins import QueueFullError, Reranker, RerankTimeoutError, ScoringError
 from rerank_plugins.testing import FakeScorer
+from tests import chaos
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -135,3 +136,18 @@ def test_disorder(no_leaks: None, seed: int, queue_tokens: int) -> None:
     assert _eventually(lambda: not reranker._leases.primary._cache._tickets)
     assert _eventually(lambda: reranker.stats()["fake"].tokens_waiting == 0)
     reranker.close()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_a_minute_of_faults_wrongs_nobody_and_leaves_nothing_behind(no_leaks: None) -> None:
+    """`benchmarks/chaos.py` is the same for longer."""
+    report = chaos.run(seed=5, seconds=60, stall_s=0.5, hang_s=30)
+
+    assert report.faultless, report
+    # All that could happen did.
+    assert {"answered", "ScoringError", "QueueFullError", "RerankTimeoutError"} <= set(
+        report.outcomes
+    )
+    assert all(report.faults.values())
+    assert report.outcomes["answered"] > 500

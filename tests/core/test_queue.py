@@ -154,8 +154,7 @@ async def test_closing_leaves_no_tokens(scorer: Gated) -> None:
     reranker = Reranker(scorer)
     first = await _busy(reranker, scorer)
     task = await _fill(reranker, "q", ["a", "b"])
-    opened = reranker._leases.primary._open
-    assert opened is not None
+    opened = reranker._leases.primary._opened()
 
     closing = asyncio.create_task(asyncio.to_thread(reranker.close))
     with pytest.raises(ClosedError):
@@ -164,4 +163,4 @@ async def test_closing_leaves_no_tokens(scorer: Gated) -> None:
     await closing
     await asyncio.gather(first, return_exceptions=True)
 
-    assert opened[1].stats().tokens_waiting == 0
+    assert opened[1].tokens_waiting == 0

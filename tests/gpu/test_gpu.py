@@ -14,7 +14,7 @@ import pytest
 
 from rerank_plugins import Reranker
 from rerank_plugins.config import RerankConfig
-from rerank_plugins.errors import ConfigError, ScoringError
+from rerank_plugins.errors import ConfigError, OutOfMemoryError
 from rerank_plugins.options import Precision
 from tests.tiny_models import WORDS
 
@@ -184,7 +184,7 @@ def test_out_of_memory_is_a_scoring_error_that_passes(
     torch.cuda.empty_cache()
     torch.cuda.set_per_process_memory_fraction(0.0)
     try:
-        with pytest.raises(ScoringError, match="lower batch_tokens"):
+        with pytest.raises(OutOfMemoryError, match="lower batch_tokens"):
             scorer.forward(pairs)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0)

@@ -104,7 +104,7 @@ def test_what_comes_back_shares_the_engine(
 def test_a_function_stays_in_a_dict_and_is_named_by_json() -> None:
     post = RerankPostprocessor(model="lexical", normalizer=shout)
     assert RerankPostprocessor.from_dict(post.to_dict()).normalizer is shout
-    with pytest.raises(ConfigError, match="normalizer: a function cannot be written as JSON"):
+    with pytest.raises(ConfigError, match=r"normalizer: a function, .*, cannot be written as JSON"):
         post.to_json()
     dumped = post.to_json(exclude={"normalizer"})
     assert RerankPostprocessor.from_json(dumped, normalizer=shout).normalizer is shout

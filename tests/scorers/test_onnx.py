@@ -12,6 +12,7 @@ import pytest
 
 from examples.rerank_by_hand import score_by_hand
 from rerank_plugins.errors import (
+    OutOfMemoryError,
     ScoringError,
 )
 from tests.tiny_models import MAX_TOKENS, Kind, write_model
@@ -156,6 +157,7 @@ def test_what_onnxruntime_raises_becomes_a_scoring_error(
     with pytest.raises(ScoringError, match=r"2 pairs of up to .* tokens") as caught:
         logits(scorer, "cat", ["dog", "tree mat"])
     assert advice in str(caught.value)
+    assert isinstance(caught.value, OutOfMemoryError) == (advice == "lower batch_tokens")
     assert not caught.value.retryable
     assert isinstance(caught.value.__cause__, RuntimeError)
 

@@ -6,7 +6,14 @@ from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 
-from rerank_plugins.errors import ConfigError, ModelLoadError, ScoringError, first_line
+from rerank_plugins.errors import (
+    ConfigError,
+    ModelLoadError,
+    OutOfMemoryError,
+    ScoringError,
+    first_line,
+    is_out_of_memory,
+)
 from rerank_plugins.models.choosing import NONE
 from rerank_plugins.models.encoding import pad
 from rerank_plugins.models.families import family_of
@@ -107,7 +114,7 @@ class OnnxScorer:
         """Score one batch, padded to its longest pair; returns (pairs,).
 
         Raises:
-            ScoringError: onnxruntime failed, out of memory included.
+            ScoringError: onnxruntime failed; `OutOfMemoryError` where that was for want of memory.
         """
         if not pairs:
             return np.empty(0, dtype=np.float32)
@@ -126,8 +133,10 @@ class OnnxScorer:
         # onnxruntime's exceptions share no base but Exception.
         except Exception as exc:
             rows, longest = batch["input_ids"].shape
-            advice = "; lower batch_tokens or max_length" if _out_of_memory(exc) else ""
-            raise ScoringError(
+            full = is_out_of_memory(exc)
+            failed = OutOfMemoryError if full else ScoringError
+            advice = "; lower batch_tokens or max_length" if full else ""
+            raise failed(
                 f"onnxruntime failed on {rows} pairs of up to {longest} tokens{advice}: "
                 f"{first_line(exc)}"
             ) from exc
@@ -158,9 +167,3 @@ def _refuse_language_models(config: RerankConfig, files: ModelFiles) -> None:
             f"language models run in PyTorch, and it is one (model_type {kind}, of the family "
             f'{family.name}); set backend="torch", or name its PyTorch weights',
         )
-
-
-def _out_of_memory(exc: BaseException) -> bool:
-    text = str(exc).lower()
-    signs = ("bad_alloc", "allocate memory", "out of memory")
-    return isinstance(exc, MemoryError) or any(sign in text for sign in signs)

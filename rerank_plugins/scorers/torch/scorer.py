@@ -6,7 +6,13 @@ from typing import TYPE_CHECKING, Final, Literal
 
 import numpy as np
 
-from rerank_plugins.errors import ModelLoadError, ScoringError, first_line
+from rerank_plugins.errors import (
+    ModelLoadError,
+    OutOfMemoryError,
+    ScoringError,
+    first_line,
+    is_out_of_memory,
+)
 from rerank_plugins.models.windows import single_pairs
 from rerank_plugins.options import Precision
 from rerank_plugins.scorers.labels import check_head, to_logits
@@ -29,9 +35,6 @@ if TYPE_CHECKING:
 SAME_LOGIT: Final = {Precision.FP32: 1e-3, Precision.FP16: 2e-2, Precision.BF16: 1e-1}
 """How far a pair's logit may be from itself in other company, relative to its size: far more than
 rounding, less than what padding does that is read."""
-
-OUT_OF_MEMORY: Final = ("out of memory", "allocate memory", "not enough memory", "ALLOC_FAILED")
-"""What runtimes write in errors that have no class of their own."""
 
 
 class TorchScorer:
@@ -81,7 +84,7 @@ class TorchScorer:
         """Score one batch; returns (pairs,).
 
         Raises:
-            ScoringError: torch failed, out of memory included.
+            ScoringError: torch failed; `OutOfMemoryError` where that was for want of memory.
         """
         return to_logits(self._run(pairs)) if pairs else np.empty(0, dtype=np.float32)
 
@@ -106,10 +109,11 @@ class TorchScorer:
                 labels: NDArray[np.float32] = self._execution.run(pairs).cpu().numpy()
         # A model may run code of its own, which may raise anything.
         except Exception as exc:
-            full = isinstance(exc, MemoryError) or _is_out_of_memory(exc)
+            full = is_out_of_memory(exc)
+            failed = OutOfMemoryError if full else ScoringError
             advice = "; lower batch_tokens or max_length" if full else ""
             longest = max(pair.tokens for pair in pairs)
-            raise ScoringError(
+            raise failed(
                 f"torch failed on {len(pairs)} pairs of up to {longest} tokens{advice}: "
                 f"{type(exc).__name__}: {first_line(exc)}"
             ) from exc
@@ -166,10 +170,3 @@ class PromptScorer(TorchScorer):
 def _number_format(choice: PrecisionChoice) -> str:
     weights, arithmetic = choice.precision, choice.arithmetic
     return weights if weights is arithmetic else f"{weights} in {arithmetic}"
-
-
-def _is_out_of_memory(exc: Exception) -> bool:
-    import torch
-
-    text = str(exc)
-    return isinstance(exc, torch.OutOfMemoryError) or any(sign in text for sign in OUT_OF_MEMORY)

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 
 from rerank_plugins import Reranker
-from rerank_plugins.errors import ConfigError, ModelLoadError, ScoringError
+from rerank_plugins.errors import ConfigError, ModelLoadError, OutOfMemoryError, ScoringError
 from tests.tiny_language_models import write_language_model
 from tests.tiny_torch import USUAL_SIZES, PaddedForward, make_pairs, write_torch_model
 
@@ -189,7 +189,7 @@ def test_a_pass_out_of_memory_says_what_to_lower(
     monkeypatch.setattr(torch.nn.Module, "__call__", fail)
 
     advice = rf"2 pairs of up to {longest} tokens; lower batch_tokens or max_length"
-    with pytest.raises(ScoringError, match=advice) as caught:
+    with pytest.raises(OutOfMemoryError, match=advice) as caught:
         scorer.forward(pairs)
     assert caught.value.__cause__ is failure
 

@@ -1,0 +1,168 @@
+"""One batch through a scorer: answers to whoever waits, failures to whom they concern."""
+
+from __future__ import annotations
+
+import threading
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from rerank_plugins.batching import Budget, batch_cost
+from rerank_plugins.errors import OutOfMemoryError, ScoringError, is_out_of_memory
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+    from rerank_plugins.cache import PairCache
+    from rerank_plugins.jobs import CachedPair, Piece, Ticket, Waiter
+    from rerank_plugins.protocols import AnyScorer
+    from rerank_plugins.watching import BatchWatch
+
+
+class Counts(NamedTuple):
+    """What happened behind the queue; units as in `EngineStats`."""
+
+    pairs_scored: int = 0
+    pairs_dropped: int = 0
+    batches: int = 0
+    tokens_scored: int = 0
+    tokens_padded: int = 0
+    out_of_memory: int = 0
+    workers_replaced: int = 0
+
+
+class Counter:
+    """Adds up what happened, in any thread."""
+
+    def __init__(self) -> None:
+        self._total = Counts()
+        self._lock = threading.Lock()
+
+    def add(self, more: Counts) -> None:
+        """Count *more*."""
+        with self._lock:
+            self._total = Counts._make(map(sum, zip(self._total, more, strict=True)))
+
+    @property
+    def total(self) -> Counts:
+        """Everything so far."""
+        return self._total
+
+
+class BatchScoring:
+    """Scores batches with one scorer; results and failures leave through the pair cache.
+
+    ``budget`` is what a batch may cost on this scorer: less after one did not fit into memory.
+    ``entered`` are the pieces that the scorer was last entered with: a part of a batch, maybe.
+    """
+
+    def __init__(
+        self,
+        scorer: AnyScorer,
+        cache: PairCache,
+        counter: Counter,
+        budget: Budget,
+        watch: BatchWatch,
+        *,
+        replica: int = 0,
+    ) -> None:
+        self.budget = budget
+        self.entered: Sequence[Piece] = ()
+        self._scorer = scorer
+        self._cache = cache
+        self._counter = counter
+        self._watch = watch
+        self._replica = replica
+        self._padded = scorer.padded
+
+    def wanted(self, batch: Sequence[Piece]) -> list[Piece]:
+        """Leave out what nobody waits for any more, and count the pairs of it."""
+        dropped = self._cache.drop_unwanted(piece.ticket for piece in batch)
+        self._counter.add(Counts(pairs_dropped=len(dropped)))
+        return [piece for piece in batch if not piece.ticket.settled]
+
+    def score(self, batch: Sequence[Piece]) -> None:
+        """Score a batch; where it fails, halve it until the guilty pair stands alone.
+
+        What is no `Exception` passes: whoever raises that means the worker, not the batch.
+        """
+        failure: Exception | None = None
+        try:
+            with self._watch.forward(self._scorer, batch, replica=self._replica):
+                logits = self._forward(batch)
+        # A plug-in may raise anything, and the worker must outlive it.
+        except Exception as exc:  # noqa: BLE001
+            failure = exc
+        if failure is None:
+            self._resolve(batch, logits)
+            return
+        if is_out_of_memory(failure):
+            self._counter.add(Counts(out_of_memory=1))
+            # A pair that does not fit alone says nothing about batches.
+            if len(batch) > 1:
+                self.budget.cut(batch_cost(batch, padded=self._padded))
+        if len(batch) == 1 or isinstance(failure, _BrokenContractError):
+            self.fail(batch, failure)
+            return
+        # Forgotten first: an error holds the frames that hold the batch.
+        failure = None
+        half = len(batch) // 2
+        for part in (batch[:half], batch[half:]):
+            # Once its request has failed, the rest of it is nobody's.
+            if wanted := self.wanted(part):
+                self.score(wanted)
+
+    def fail(self, pieces: Sequence[Piece], cause: BaseException) -> None:
+        """Fail those who wait for *pieces*."""
+        error = partial(_scoring_error, scorer=self._scorer.name, cause=cause)
+        self._cache.fail([piece.ticket for piece in pieces], error)
+
+    def _forward(self, batch: Sequence[Piece]) -> NDArray[np.float32]:
+        self.entered = batch
+        logits = np.asarray(self._scorer.forward([piece.encoded for piece in batch]))
+        if logits.shape != (len(batch),) or logits.dtype.kind not in "fiu":
+            raise _BrokenContractError(
+                f"forward gave {logits.dtype} of shape {logits.shape} for {len(batch)} pairs"
+            )
+        return logits.astype(np.float32, copy=False)
+
+    def _resolve(self, batch: Sequence[Piece], logits: NDArray[np.float32]) -> None:
+        answered: list[tuple[Ticket, CachedPair]] = []
+        wrong: list[tuple[Piece, np.float32]] = []
+        for piece, logit in zip(batch, logits, strict=True):
+            if not np.isfinite(logit):
+                wrong.append((piece, logit))
+            elif pair := piece.ticket.answer(piece.place, float(logit)):
+                answered.append((piece.ticket, pair))
+        cost = batch_cost(batch, padded=self._padded)
+        self.budget.fitted(cost)
+        padding = cost - sum(piece.tokens for piece in batch) if self._padded else 0
+        self._counter.add(
+            Counts(
+                batches=1,
+                pairs_scored=len(answered),
+                tokens_scored=cost - padding,
+                tokens_padded=padding,
+            )
+        )
+        self._cache.resolve(answered)
+        for piece, logit in wrong:
+            self.fail([piece], ScoringError(f"the logit is {logit}"))
+
+
+def _scoring_error(waiter: Waiter, *, scorer: str, cause: BaseException) -> ScoringError:
+    kind = "" if isinstance(cause, ScoringError) else f"{type(cause).__name__}: "
+    failed = OutOfMemoryError if is_out_of_memory(cause) else ScoringError
+    error = failed(
+        f"{scorer} failed on {waiter.where}: {kind}{cause}",
+        retryable=isinstance(cause, ScoringError) and cause.retryable,
+    )
+    error.__cause__ = cause
+    return error
+
+
+class _BrokenContractError(ScoringError):
+    """The scorer's answer fits no batch: no pair of it is to blame."""
