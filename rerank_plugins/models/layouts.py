@@ -30,8 +30,7 @@ class Layout:
     """In a layer, the linear module whose output goes to an activation, and that activation."""
 
     mlp: str | None = None
-    """In a layer, the module whose states are several times as wide as a token's; it maps each token
-    alone."""
+    """In a layer, the module whose inner states are the widest; it maps each token alone."""
 
     packed: bool = True
     """Whether attention goes through transformers' attention interface: then nothing is padded."""

@@ -9,14 +9,14 @@ or give another result than `torch.nn.Linear`, layers stay as they are.
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.functional import gelu, linear, rms_norm, silu
+
+from rerank_plugins.scorers.torch.allocator import return_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -135,16 +135,6 @@ def prepack(layers: list[nn.Module], layout: Layout) -> None:
             if type(module) is nn.Linear:
                 layer.set_submodule(path, _prepacked(module))
         return_memory()
-
-
-def return_memory() -> None:
-    """Give the pages of replaced weights back to the system, where the C library can.
-
-    glibc keeps them, in holes that the next layer's reordered weights do not fit into.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
 
 
 def _fuse_activation(layer: nn.Module, linear_path: str, activation_path: str) -> None:

@@ -14,6 +14,7 @@ from rerank_plugins.errors import ModelLoadError, first_line
 from rerank_plugins.models.layouts import layout_of
 from rerank_plugins.models.settings import first_position, pad_id
 from rerank_plugins.options import WEIGHT_ONLY
+from rerank_plugins.scorers.torch.allocator import keep_freed_blocks
 from rerank_plugins.scorers.torch.hardware import torch_dtype
 from rerank_plugins.scorers.torch.head import widen_head
 from rerank_plugins.scorers.torch.language import AnsweringModel, read_answers
@@ -119,6 +120,7 @@ def _make_ready(
             fuse_norms(layers)
             if device.type == "cpu":
                 go_by_rows(layers, layout)
+                keep_freed_blocks()
             if layout.packed:
                 execution = PackedExecution(
                     model, backbone, layout, first_position=first_position, segments=segments
