@@ -214,6 +214,9 @@ class Chaos:
                 return
             with self._begun(chance) as request:
                 task = asyncio.ensure_future(request.acall())
+                # Where this caller is taken along, nobody asks for it: asyncio would log it, and a
+                # record that is kept keeps the frames of the call.
+                task.add_done_callback(lambda done: done.cancelled() or done.exception())
                 try:
                     if chance.random() < 0.15:
                         await asyncio.wait([task], timeout=chance.random() * 0.02)

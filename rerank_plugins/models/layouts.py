@@ -29,6 +29,9 @@ class Layout:
     activation: tuple[str, str] | None = None
     """In a layer, the linear module whose output goes to an activation, and that activation."""
 
+    mlp: str | None = None
+    """In a layer, the module whose inner states are the widest; it maps each token alone."""
+
     packed: bool = True
     """Whether attention goes through transformers' attention interface: then nothing is padded."""
 
@@ -73,6 +76,7 @@ LAYOUTS: Final = (
         model_types=("modernbert",),
         layers="layers",
         head=("final_norm",),
+        mlp="mlp",
         pooling="classifier_pooling",
     ),
     Layout(
@@ -80,6 +84,7 @@ LAYOUTS: Final = (
         layers="layers",
         head=("norm",),
         activation=("mlp.gate_proj", "mlp.act_fn"),
+        mlp="mlp",
         causal=True,
     ),
 )

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 LONGEST_BY_PRODUCTS: Final = 1024
 """Tokens in a pair: its attention weights are 16 MB in a layer of eight heads."""
 
-WEIGHTS_BYTES: Final = 64_000_000
+WEIGHTS_BYTES: Final = 16_000_000
 FEWEST_QUERIES: Final = 128
 MOST_QUERIES: Final = 256
 """Causal attention goes in steps of as many queries, and of as many segments of one kind, as this

@@ -9,14 +9,14 @@ or give another result than `torch.nn.Linear`, layers stay as they are.
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 from torch import nn
 from torch.nn.functional import gelu, linear, rms_norm, silu
+
+from rerank_plugins.scorers.torch.allocator import return_memory
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -66,6 +66,15 @@ class PrepackedLinear(nn.Module):
         return mapped
 
 
+ROWS_AT_A_TIME: Final = 512
+"""Rows whose intermediate states are alive at once: a few megabytes, which the C library keeps from
+one layer to the next. It gives larger blocks back, and fetching their pages anew takes longer."""
+
+NORM_PIECE: Final = 262_144
+"""Numbers that a norm widens to float32 at a time: they stay in the processor's own cache, and no
+block of memory is so large that the C library fetches it anew from the system for every norm."""
+
+
 class FusedNorm(nn.Module):
     """A root mean square norm in one pass, rounded once."""
 
@@ -76,7 +85,42 @@ class FusedNorm(nn.Module):
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Norm the last dimension."""
-        return rms_norm(states, self.weight.shape, self.weight, self.eps)
+        size = states.shape[-1]
+        if states.dtype is torch.float32 or states.numel() <= NORM_PIECE:
+            return rms_norm(states, (size,), self.weight, self.eps)
+        normed = torch.empty_like(states, memory_format=torch.contiguous_format)
+        rows = max(1, NORM_PIECE // size)
+        for into, piece in zip(
+            normed.view(-1, size).split(rows), states.reshape(-1, size).split(rows), strict=True
+        ):
+            into.copy_(rms_norm(piece, (size,), self.weight, self.eps))
+        return normed
+
+
+class ByRows(nn.Module):
+    """*module*, which maps each row alone, over `ROWS_AT_A_TIME`."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, states: torch.Tensor) -> torch.Tensor:
+        """Map (1, rows, hidden) to the same shape."""
+        if states.shape[1] <= ROWS_AT_A_TIME:
+            mapped: torch.Tensor = self.module(states)
+            return mapped
+        mapped = torch.empty_like(states)
+        pieces = zip(mapped.split(ROWS_AT_A_TIME, 1), states.split(ROWS_AT_A_TIME, 1), strict=True)
+        for into, piece in pieces:
+            into.copy_(self.module(piece))
+        return mapped
+
+
+def go_by_rows(layers: list[nn.Module], layout: Layout) -> None:
+    """Let the widest part of each of *layers*, which are on a CPU, take few rows at a time."""
+    if layout.mlp is not None:
+        for layer in layers:
+            layer.set_submodule(layout.mlp, ByRows(layer.get_submodule(layout.mlp)))
 
 
 def prepack(layers: list[nn.Module], layout: Layout) -> None:
@@ -91,16 +135,6 @@ def prepack(layers: list[nn.Module], layout: Layout) -> None:
             if type(module) is nn.Linear:
                 layer.set_submodule(path, _prepacked(module))
         return_memory()
-
-
-def return_memory() -> None:
-    """Give the pages of replaced weights back to the system, where the C library can.
-
-    glibc keeps them, in holes that the next layer's reordered weights do not fit into.
-    """
-    trim = getattr(ctypes.CDLL(None), "malloc_trim", None) if sys.platform == "linux" else None
-    if trim is not None:
-        trim(0)
 
 
 def _fuse_activation(layer: nn.Module, linear_path: str, activation_path: str) -> None:

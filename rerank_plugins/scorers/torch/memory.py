@@ -21,6 +21,7 @@ from rerank_plugins.scorers.torch.by_length import (
     WEIGHTS_BYTES,
 )
 from rerank_plugins.scorers.torch.hardware import fast_bf16
+from rerank_plugins.scorers.torch.linear import ROWS_AT_A_TIME
 from rerank_plugins.scorers.torch.quantized import group_of
 
 if TYPE_CHECKING:
@@ -137,8 +138,8 @@ def estimate(
     * activations, in numbers a token, of whichever part of a layer has more of them alive:
       *attention* the residual stream, its norm, queries, keys, values and their rotated or repeated
       copies, what was attended and its projection; *MLP* the residual stream, its norm, the
-      intermediate states (three times where they are gated, twice else) and the output; *norm* two
-      float32 copies;
+      intermediate states (three times where they are gated, twice else; of a few tokens, where it
+      goes `ByRows`) and the output; *norm* two float32 copies;
     * attention weights, heads x tokens x longest, where they are kept: in plain matrix products
       (pairs of up to `LONGEST_BY_PRODUCTS` tokens), and in architectures that run padded; of a
       language model those of a step of queries, twice, and keys and values once more for as many
@@ -147,8 +148,9 @@ def estimate(
     """
     size = BYTES[precision.arithmetic]
     shape = _Shape.of(config)
-    a_token = shape.numbers_a_token(size) * size + 4 * 8 + 4 * 4 * shape.head
     row = largest_row(config, tokens=tokens, longest=longest)
+    at_a_time = min(1.0, ROWS_AT_A_TIME / row) if device == "cpu" and shape.by_rows else 1.0
+    a_token = shape.numbers_a_token(size, at_a_time) * size + 4 * 8 + 4 * 4 * shape.head
     activations = row * a_token
     if device != "cuda" and shape.windowed:
         activations += MASK_BYTES * longest**2
@@ -218,6 +220,7 @@ class _Shape:
     key_heads: int
     head: int
     gated: bool
+    by_rows: bool
     windowed: bool
 
     @classmethod
@@ -233,18 +236,22 @@ class _Shape:
             key_heads=_first(config, "num_key_value_heads") or heads,
             head=_first(config, "head_dim") or math.ceil(hidden / heads),
             gated=layout is None or layout.causal or layout.activation is None,
+            by_rows=layout is not None and layout.mlp is not None,
             windowed=bool(_first(config, "local_attention")),
         )
 
-    def numbers_a_token(self, size: int) -> int:
-        """Return how many numbers of *size* bytes are alive for a token, where that is most."""
+    def numbers_a_token(self, size: int, at_a_time: float = 1.0) -> float:
+        """Return how many numbers of *size* bytes are alive for a token, where that is most.
+
+        Of the tokens a share *at_a_time* has its intermediate states alive.
+        """
         queries, keys = self.heads * self.head, self.key_heads * self.head
         attention = 3 * self.hidden + 3 * queries + 2 * keys
         if self.gated:  # the decoders and ModernBERT, whose positions turn queries and keys
             attention += queries + keys
         if self.key_heads != self.heads:
             attention += 2 * queries
-        mlp = 3 * self.hidden + (3 if self.gated else 2) * self.intermediate
+        mlp = 3 * self.hidden + (3 if self.gated else 2) * self.intermediate * at_a_time
         norm = 2 * self.hidden + 2 * self.hidden * 4 // size
         return max(attention, mlp, norm)
 

@@ -23,8 +23,9 @@ if TYPE_CHECKING:
     from rerank_plugins.models.files import ModelFiles
     from rerank_plugins.scorers.torch.hardware import PrecisionChoice
 
-BATCH_TOKENS: Final = {"cpu": 2048, "cuda": 32_768, "mps": 8192}
-"""By kind of device: on a CPU, what still lies in its caches; on a GPU, enough to fill it."""
+BATCH_TOKENS: Final = {"cpu": 1024, "cuda": 32_768, "mps": 8192}
+"""By kind of device: on a CPU, what still lies in its caches, and in memory that need not be
+fetched anew for each layer; on a GPU, enough to fill it."""
 
 
 def open_torch_scorer(config: RerankConfig, files: ModelFiles | None = None) -> TorchScorer:

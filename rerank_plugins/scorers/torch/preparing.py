@@ -14,10 +14,11 @@ from rerank_plugins.errors import ModelLoadError, first_line
 from rerank_plugins.models.layouts import layout_of
 from rerank_plugins.models.settings import first_position, pad_id
 from rerank_plugins.options import WEIGHT_ONLY
+from rerank_plugins.scorers.torch.allocator import keep_freed_blocks
 from rerank_plugins.scorers.torch.hardware import torch_dtype
 from rerank_plugins.scorers.torch.head import widen_head
 from rerank_plugins.scorers.torch.language import AnsweringModel, read_answers
-from rerank_plugins.scorers.torch.linear import fuse_norms, prepack
+from rerank_plugins.scorers.torch.linear import fuse_norms, go_by_rows, prepack
 from rerank_plugins.scorers.torch.loading import CROSS_ENCODER, LANGUAGE_MODEL, load_model
 from rerank_plugins.scorers.torch.packed import PackedExecution, find_layers
 from rerank_plugins.scorers.torch.padded import PaddedExecution
@@ -117,6 +118,9 @@ def _make_ready(
             layers = find_layers(backbone, layout)
             prepack(layers, layout)
             fuse_norms(layers)
+            if device.type == "cpu":
+                go_by_rows(layers, layout)
+                keep_freed_blocks()
             if layout.packed:
                 execution = PackedExecution(
                     model, backbone, layout, first_position=first_position, segments=segments

@@ -16,8 +16,8 @@ from torch.nn.functional import linear
 
 from rerank_plugins.errors import ModelLoadError
 from rerank_plugins.options import Precision
+from rerank_plugins.scorers.torch.allocator import return_memory
 from rerank_plugins.scorers.torch.checkpoint import Weight, is_stand_in, tensor_names
-from rerank_plugins.scorers.torch.linear import return_memory
 
 if TYPE_CHECKING:
     from collections.abc import Iterator

@@ -16,6 +16,7 @@ from torch import nn
 from transformers import AutoModelForSequenceClassification, XLNetConfig
 
 from rerank_plugins.errors import ModelLoadError
+from rerank_plugins.models.layouts import Layout
 from rerank_plugins.scorers.torch import checkpoint, linear
 from tests.scorers.torch.conftest import open_exact
 from tests.tiny_torch import PaddedForward, make_pairs, write_torch_model
@@ -380,3 +381,35 @@ def test_opening_a_model_leaves_the_random_numbers_of_the_process_alone(
 
     assert torch.equal(torch.random.get_rng_state(), before)
     assert torch.get_default_dtype() is torch.float32
+
+
+@pytest.mark.parametrize("tokens", [1, linear.ROWS_AT_A_TIME, 2 * linear.ROWS_AT_A_TIME + 7])
+def test_an_mlp_by_rows_maps_each_token_once_in_its_place(tokens: int) -> None:
+    random = torch.Generator().manual_seed(1)
+    whole = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 8))
+    states = torch.randn(1, tokens, 8, generator=random)
+    rows: list[int] = []
+    whole.register_forward_pre_hook(lambda _, given: rows.append(given[0].shape[1]))
+    layer = nn.ModuleDict({"mlp": whole})
+
+    with torch.inference_mode():
+        expected = whole(states)
+        rows.clear()
+        linear.go_by_rows([layer], Layout(("some",), layers="layers", mlp="mlp"))
+        found = layer["mlp"](states)
+
+    assert torch.allclose(found, expected, rtol=0, atol=1e-6)
+    assert sum(rows) == tokens
+    assert max(rows) <= linear.ROWS_AT_A_TIME
+
+
+def test_a_norm_in_pieces_is_the_norm_of_the_whole() -> None:
+    random = torch.Generator().manual_seed(1)
+    count = 3 * linear.NORM_PIECE // 64 + 5
+    states = 9 * torch.randn(1, count, 2, 32, generator=random).bfloat16()
+    norm = linear.FusedNorm(torch.randn(32, generator=random).bfloat16(), 1e-6)
+
+    with torch.inference_mode():
+        assert torch.equal(norm(states), nn.functional.rms_norm(states, (32,), norm.weight, 1e-6))
+        turned = states.transpose(1, 2)
+        assert torch.equal(norm(turned), norm(states).transpose(1, 2))
