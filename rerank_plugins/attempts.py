@@ -78,8 +78,9 @@ class Attempt:
         self._primary = primary
         self._timeout_s = timeout_s
         self._counts_time = counts_time
-        # The thread that submits may be at it still when the caller has gone.
-        self._lock = threading.Lock()
+        # The thread that submits may be at it still when the caller has gone; and it may be that
+        # thread in which the garbage collector ends an abandoned call.
+        self._lock = threading.RLock()
         self._over = False
         self._asked: dict[Engine, list[Group]] = {}
         self._permits: dict[Engine, Permit] = {}
