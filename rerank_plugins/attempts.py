@@ -81,7 +81,7 @@ class Attempt:
         # The thread that submits may be at it still when the caller has gone; and it may be that
         # thread in which the garbage collector ends an abandoned call.
         self._lock = threading.RLock()
-        self._over = False
+        self._over = self._passed_over = False
         self._asked: dict[Engine, list[Group]] = {}
         self._permits: dict[Engine, Permit] = {}
         self._last: Engine | None = None
@@ -117,7 +117,7 @@ class Attempt:
     def pass_over(self, engine: Engine, reason: str) -> None:
         """Leave *engine* unasked, for a *reason* that is no fault of it; raises `ScoringError`."""
         with self._lock:
-            self._last = None
+            self._last, self._passed_over = None, True
             # Once the try is over, whoever ended it gives the permits back.
             permit = None if self._over else self._permits.pop(engine, None)
         if permit is not None:
@@ -189,7 +189,7 @@ class Attempt:
 
     def _blamed(self, error: BaseException) -> list[Engine]:
         """Return the engines that *error* is a failure of."""
-        if self.refused:
+        if self.refused or self._passed_over:
             return []
         if not isinstance(error, RerankTimeoutError):
             # Where several were asked, an error does not say whose it is.
