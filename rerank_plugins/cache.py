@@ -125,18 +125,30 @@ class PairCache:
             if job.waiting:
                 job.wait("forward")
 
-    def resolve(self, scored: Iterable[tuple[Ticket, CachedPair]]) -> None:
-        """Keep results, and hand each to whoever waits for it."""
+    def resolve(
+        self,
+        scored: Iterable[tuple[Ticket, CachedPair]],
+        *,
+        count: Callable[[int], object] = lambda _: None,
+    ) -> None:
+        """Keep results, and hand each to whoever waits for it.
+
+        Before anybody wakes, *count* is told how many were news: each replica that brings one of
+        the last windows of a pair finds it answered.
+        """
         answered: dict[int, Job] = {}
+        news = 0
         with self._lock:
             for ticket, pair in scored:
                 if not self._settle(ticket):
                     continue
+                news += 1
                 if self._kept is not None:
                     self._kept[ticket.key] = pair
                 for job, place in ticket.waiters:
                     job.deliver(place, pair)
                     answered[id(job)] = job
+        count(news)
         for job in answered.values():
             job.settle()
 
