@@ -84,6 +84,7 @@ class Attempt:
         self._over = self._passed_over = False
         self._asked: dict[Engine, list[Group]] = {}
         self._permits: dict[Engine, Permit] = {}
+        self._batches: dict[Engine, int] = {}
         self._last: Engine | None = None
 
     def admit(self, engine: Engine) -> None:
@@ -126,9 +127,11 @@ class Attempt:
 
     def ask(self, engine: Engine, group: Group) -> None:
         """Note that *engine* is to answer *group*."""
+        batches = engine.stats().batches
         with self._lock:
             if not self._over:
                 self._asked.setdefault(engine, []).append(group)
+                self._batches.setdefault(engine, batches)
 
     def left_s(self) -> float | None:
         """Return the seconds until its deadline, None where it has none."""
@@ -200,13 +203,22 @@ class Attempt:
             # Its threads are all in an opening that does not end.
             self.engines = [self._primary]
         # An open one that was given nothing yet was waiting for texts, as they were cleaned.
-        return [each for each in self.engines if self.call.job.begun or not each.opened]
+        begun = self.call.job.begun
+        late = [each for each in self.engines if begun or not each.opened]
+        return [each for each in late if not self._was_at_others(each)]
+
+    def _was_at_others(self, engine: Engine) -> bool:
+        """Whether it scored all the time, but nothing of this call: busy is not dead."""
+        asked_at = self._batches.get(engine)
+        if asked_at is None or self._has_scored(engine):
+            return False
+        return engine.stats().batches > asked_at
 
     def _has_scored(self, engine: Engine) -> bool:
         """Whether any of its pairs is new: the cache of a dead model answers too."""
         job = self.call.job
         return any(
-            not job.cached[place] and job.pairs[place] is not NOT_SCORED
+            not job.cached[place] and job.pairs[place] not in (None, NOT_SCORED)
             for group in self._asked.get(engine, ())
             for place in group.places
         )
