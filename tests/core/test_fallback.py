@@ -766,3 +766,14 @@ async def test_a_link_that_was_passed_over_has_not_failed(open_model: Open, mode
         gated.gate.set()
 
     assert reranker._leases.lease("english").breaker.state is State.CLOSED
+
+
+def test_warming_up_opens_the_lexical_link_too(open_model: Open, models: Models) -> None:
+    models["big"] = FakeScorer(name="big")
+    reranker = open_model(fallback=("embedded", "lexical"))
+
+    reranker.warmup()
+
+    assert reranker._leases.lease("lexical").opened
+    # Not this one: it may be a large model, which nobody asks for as long as the first answers.
+    assert not reranker._leases.lease("embedded").opened
