@@ -194,7 +194,13 @@ class Reranker:
         return await self._serving.await_answer(call, timeout_s, scores_of)
 
     def warmup(self) -> None:
-        """Open the model and score one pair with each replica: the first callers need not wait."""
+        """Open the model and score one pair with each replica: the first callers need not wait.
+
+        Where the lexical scorer is in the fallback chain, it is opened too.
+
+        Raises:
+            ModelLoadError, MissingExtraError, ScoringError, ClosedError: it cannot.
+        """
         self._leases.check_open()
         self._cleaner.warm_up()
         self._serving.warm_up()

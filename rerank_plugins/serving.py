@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from rerank_plugins.attempts import Attempt, attempts
 from rerank_plugins.candidates import ALL
-from rerank_plugins.config import RETRIEVAL_ORDER
+from rerank_plugins.config import LEXICAL, RETRIEVAL_ORDER
 from rerank_plugins.errors import ClosedError
 from rerank_plugins.given_order import answer_in_given_order
 from rerank_plugins.options import Activation, OnError
@@ -94,20 +94,26 @@ class Serving:
             return finish(call)
 
     def warm_up(self) -> None:
-        """Open the model, and score one pair with each replica."""
+        """Open the model, and score one pair with each replica; open the lexical link, too."""
+        if LEXICAL in self._chain():
+            # The first overload would open it, while all cores are at work.
+            self._leases.lease(LEXICAL).warm_up()
         self._leases.primary.warm_up(self._router.instruction(None, lambda _: None))
+
+    def _chain(self) -> tuple[str, ...]:
+        config = self._config
+        if config.on_error is not OnError.FALLBACK:
+            return ()
+        # By its own name too, where it is the lexical scorer that stands in for it.
+        return tuple(link for link in config.fallback if link != config.model)
 
     def _attempts(self, call: Call, timeout_s: float | None) -> Iterator[Attempt]:
         config = self._config
-        chain: tuple[str, ...] = ()
-        if config.on_error is OnError.FALLBACK:
-            # By its own name too, where it is the lexical scorer that stands in for it.
-            chain = tuple(link for link in config.fallback if link != config.model)
         tries = attempts(
             call,
             primary=self._leases.primary,
             timeout_s=config.timeout_s if timeout_s is None else check_timeout(timeout_s),
-            chain=chain,
+            chain=self._chain(),
         )
         for attempt in tries:
             job = attempt.call.job
