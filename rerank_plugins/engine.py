@@ -8,13 +8,14 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 from rerank_plugins.breaker import CircuitBreaker
 from rerank_plugins.cache import PairCache, pair_key
-from rerank_plugins.dispatcher import Dispatcher
+from rerank_plugins.dispatcher import EXIT_WAIT_S, Dispatcher
 from rerank_plugins.errors import (
     ClosedError,
     ConfigError,
@@ -23,6 +24,7 @@ from rerank_plugins.errors import (
     RerankTimeoutError,
     ScoringError,
 )
+from rerank_plugins.home import Home
 from rerank_plugins.jobs import Job
 from rerank_plugins.observing import Audience
 from rerank_plugins.opening import Opener
@@ -47,9 +49,10 @@ CHUNK_PAIRS = 64
 class Engine:
     """Look up → encode → submit, for one scorer and its replicas.
 
-    The scorer is opened at first use, by whichever thread comes first; a failed opening is
+    The scorer is opened at first use, for whichever thread comes first; a failed opening is
     reported to its caller and tried again by the next. *more_replicas* open further copies of it,
-    one each. Where it *reopens*, a scorer whose worker died is closed and opened again.
+    one each. A copy is opened, entered and closed in a thread of its own, its `Home`. Where it
+    *reopens*, a scorer whose worker died is closed and opened again.
     """
 
     def __init__(
@@ -86,6 +89,9 @@ class Engine:
         # Never held for long, unlike the one above: an event loop may take it.
         self._counting = threading.Lock()
         self._open: Dispatcher | None = None
+        self._homes: list[Home] = []
+        # Those of an opening that failed or was given up: closing what was opened, or opening yet.
+        self._leaving: list[Home] = []
         self.opener = Opener(self.name, self.scorer)
         self._instructed = False
         self._threads: dict[bool, ThreadPoolExecutor] = {}
@@ -337,8 +343,10 @@ class Engine:
         Returns what may still be at it, for whoever did not *wait*: its own ``close`` does.
         """
         self._closed = True
-        # An opening that is under way ends first, so that no scorer is left open behind it.
-        with self._opening:
+        # An opening that is under way ends first, so that no scorer is left open behind it. Only a
+        # finalizer that runs in its own thread cannot wait for it, nor needs to: it is told above.
+        at_home = any(home.here for home in (*self._homes, *self._leaving))
+        with contextlib.nullcontext() if at_home else self._opening:
             opened, self._open = self._open, None
         with self._counting:
             threads, self._threads = self._threads, {}
@@ -347,6 +355,8 @@ class Engine:
         for pool in threads.values():
             # What waits in there still runs, to tell its caller that the engine is closed.
             pool.shutdown(wait=False)
+        if wait:
+            _wait_for(self._leaving)
         return opened
 
     def _opened(self) -> tuple[AnyScorer, Dispatcher]:
@@ -366,14 +376,25 @@ class Engine:
         return opened.scorer, opened
 
     def _open_replicas(self) -> Dispatcher:
-        scorers: list[AnyScorer] = []
+        # What an opening that was given up holds is free before another one takes as much.
+        _wait_for(self._leaving)
+        title = f"rerank-plugins {self.name}"
+        self._homes = [Home(f"{title} {i}" if i else title) for i in range(len(self._openers))]
+        opened: list[list[AnyScorer]] = [[] for _ in self._homes]
+        openings: list[Future[AnyScorer]] = []
+        begun = 0
         try:
-            for open_scorer in self._openers:
-                scorers.append(watched_opening(self.audience, self.name, open_scorer))
-                _check_alike(scorers[0], scorers[-1])
-            first = scorers[0]
+            for home, open_scorer, here in zip(self._homes, self._openers, opened, strict=True):
+                begun += 1
+                # Noted in that thread: whoever waits here may be interrupted at any moment.
+                at_home = partial(_open_into, here, open_scorer)
+                openings.append(home.run(partial(copy_context().run, at_home)))
+                watched_opening(self.audience, self.name, partial(_last_of, openings))
+                _check_alike(opened[0][0], here[0])
+            first = opened[0][0]
             return Dispatcher(
-                scorers,
+                [scorer for (scorer,) in opened],
+                self._homes,
                 self._cache,
                 BatchWatch(self.audience, self.name, self._cache),
                 batch_tokens=self._batch_tokens or _positive(first.batch_tokens, first),
@@ -383,9 +404,13 @@ class Engine:
                 reopen=partial(self._reopened, first) if self._reopens else None,
             )
         except BaseException:
-            for scorer in scorers if self._reopens else ():
-                with contextlib.suppress(Exception):
-                    scorer.close()
+            self._leaving, self._homes = self._homes, []
+            for home, here in zip(self._leaving, opened, strict=True):
+                home.end(partial(_close_all, here) if self._reopens else None)
+            # Who is interrupted does not wait for an opening to end.
+            if len(openings) == begun and all(opening.done() for opening in openings):
+                _wait_for(self._leaving)
+            openings.clear()
             raise
 
     def _reopened(self, first: AnyScorer, number: int) -> AnyScorer:
@@ -401,6 +426,28 @@ class Engine:
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError(f"the reranker for {self.name!r} is closed; open a new one")
+
+
+def _open_into(opened: list[AnyScorer], open_scorer: Callable[[], AnyScorer]) -> AnyScorer:
+    opened.append(open_scorer())
+    return opened[0]
+
+
+def _last_of(openings: list[Future[AnyScorer]]) -> AnyScorer:
+    # Asked by the list, which is cleared: a future and the error in it are a ring.
+    return openings[-1].result()
+
+
+def _close_all(scorers: list[AnyScorer]) -> None:
+    while scorers:
+        with contextlib.suppress(Exception):
+            scorers.pop().close()
+
+
+def _wait_for(homes: Sequence[Home]) -> None:
+    until = time.monotonic() + EXIT_WAIT_S
+    for home in homes:
+        home.join(max(0.0, until - time.monotonic()))
 
 
 def _told(

@@ -7,6 +7,7 @@ import pytest
 from rerank_plugins import QueueFullError
 from rerank_plugins.cache import PairCache
 from rerank_plugins.dispatcher import Dispatcher
+from rerank_plugins.home import Home
 from rerank_plugins.observing import Audience
 from rerank_plugins.room import INVITED_TURNS, UNMEASURED_WAIT_S, Line, Pace, seconds_until_room
 from rerank_plugins.testing import FakeScorer
@@ -38,7 +39,9 @@ def test_the_queue_is_crowded_as_long_as_somebody_waits_for_room() -> None:
     """Below its bound too: else new requests would take what those in the line were promised."""
     cache = PairCache(0)
     watch = BatchWatch(Audience(), "fake", cache)
-    dispatcher = Dispatcher([FakeScorer()], cache, watch, batch_tokens=1, queue_tokens=9)
+    dispatcher = Dispatcher(
+        [FakeScorer()], [Home("fake")], cache, watch, batch_tokens=1, queue_tokens=9
+    )
     assert not dispatcher.crowded
     turn = dispatcher._line.join()
 

@@ -23,7 +23,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("ranking", "candidates", "batching", "jobs", "reporting"),
     ("cache",),
     ("requests",),
-    ("cleaning", "finishing", "waiting", "watching", "room"),
+    ("cleaning", "finishing", "waiting", "watching", "room", "home"),
     ("scoring",),
     ("replica",),
     ("dispatcher",),
