@@ -9,6 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from rerank_plugins.errors import ClosedError, QueueFullError, ScoringError
+from rerank_plugins.home import join_all
 from rerank_plugins.replica import Replica
 from rerank_plugins.room import PATIENCE_S, Line, seconds_until_room
 from rerank_plugins.scoring import Counter, Counts
@@ -27,9 +28,6 @@ if TYPE_CHECKING:
     Reopen = Callable[[int], AnyScorer]
 
 logger = logging.getLogger(__name__)
-
-EXIT_WAIT_S = 30.0
-"""How long a closing waits for the running batch: a scorer that never returns must not hold it."""
 
 LOOKING_SHARE: Final = 10.0
 """Seconds between two looks through a full queue, for each second that the last one took."""
@@ -195,9 +193,7 @@ class Dispatcher:
             return
         # Not the workers' to do: a running batch may take long, and these will not be scored.
         self._cache.fail(self._take_all(), _closed_error)
-        until = time.monotonic() + EXIT_WAIT_S
-        for replica in replicas:
-            replica.home.join(max(0.0, until - time.monotonic()))
+        join_all(replica.home for replica in replicas)
 
     def _nudge(self) -> None:
         with self._changed:

@@ -6,44 +6,33 @@ import contextlib
 import ctypes
 import os
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
-from contextvars import copy_context
 from functools import partial
-from itertools import islice
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from rerank_plugins.breaker import CircuitBreaker
-from rerank_plugins.cache import PairCache, pair_key
-from rerank_plugins.dispatcher import EXIT_WAIT_S, Dispatcher
+from rerank_plugins.cache import PairCache
+from rerank_plugins.dispatcher import Dispatcher
 from rerank_plugins.errors import (
     ClosedError,
     ConfigError,
-    InputError,
     RerankError,
-    RerankTimeoutError,
-    ScoringError,
 )
-from rerank_plugins.home import Home
 from rerank_plugins.jobs import Job
 from rerank_plugins.observing import Audience
-from rerank_plugins.opening import Opener
-from rerank_plugins.options import Priority, WhenFull
+from rerank_plugins.opening import Opener, ReplicaOpener
+from rerank_plugins.options import WhenFull
 from rerank_plugins.protocols import takes_instruction
 from rerank_plugins.results import EngineStats
 from rerank_plugins.scoring import Counter
-from rerank_plugins.watching import BatchWatch, tell_switch, watched_opening
+from rerank_plugins.submission import Submission
+from rerank_plugins.watching import BatchWatch, tell_switch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Future
 
-    from rerank_plugins.jobs import Piece, Ticket, Waiter
-    from rerank_plugins.protocols import AnyScorer, EncodedPair, InstructedScorer
-    from rerank_plugins.room import Turn
-
-CHUNK_PAIRS = 64
-"""Pairs encoded at a time, so that the model works on one chunk while the next is encoded."""
+    from rerank_plugins.protocols import AnyScorer
 
 
 class Engine:
@@ -89,9 +78,9 @@ class Engine:
         # Never held for long, unlike the one above: an event loop may take it.
         self._counting = threading.Lock()
         self._open: Dispatcher | None = None
-        self._homes: list[Home] = []
-        # Those of an opening that failed or was given up: closing what was opened, or opening yet.
-        self._leaving: list[Home] = []
+        self._replicas = ReplicaOpener(
+            self.name, self._openers, self.audience, closes=self._reopens
+        )
         self.opener = Opener(self.name, self.scorer)
         self._instructed = False
         self._threads: dict[bool, ThreadPoolExecutor] = {}
@@ -186,60 +175,10 @@ class Engine:
             with self._counting:
                 self._requests += 1
         try:
-            scorer, dispatcher = self._opened()
-            encode, told = _told(scorer, instruction if self._instructed else None)
-            prefix = f"{scorer.identity}\n{salt}{told}".encode()
-            query_bytes = query.encode()
-            while job.waiting and (chunk := list(islice(documents, CHUNK_PAIRS))):
-                job.work("look_up")
-                keys = [pair_key(prefix, query_bytes, text.encode()) for _, text in chunk]
-                turn: Turn | None = None
-                if dispatcher.crowded and not self._cache.covers(keys):
-                    if when_full is WhenFull.RAISE and not job.begun:
-                        dispatcher.refuse_if_crowded()
-                    elif turn := dispatcher.turn_for(job):
-                        job.work(None)
-                        yield turn.come
-                        job.work("look_up")
-                        # Its turn went with the job, if that is over.
-                        if job.future.done():
-                            return
-                job.begun = True
-                try:
-                    self._submit_chunk(dispatcher, job, keys, chunk, partial(encode, query))
-                finally:
-                    if turn is not None:
-                        dispatcher.leave(turn)
-                job.work("clean")
+            submission = self._submission(job, query, salt, instruction)
+            yield from submission.steps(documents, when_full)
         except RerankError as exc:
             job.fail(exc)
-
-    def _submit_chunk(
-        self,
-        dispatcher: Dispatcher,
-        job: Job,
-        keys: Sequence[bytes],
-        chunk: Sequence[tuple[int, str]],
-        encode: Callable[[Sequence[str]], Sequence[EncodedPair]],
-        *,
-        errand_of: int | None = None,
-    ) -> None:
-        """Fill *job* with what is known of a chunk, and queue the rest."""
-        tickets = self._cache.claim(job, keys, [place for place, _ in chunk])
-        try:
-            if job.priority is Priority.INTERACTIVE and (promoted := self._cache.promote(keys)):
-                dispatcher.promote(promoted)
-            if tickets:
-                job.work("encode")
-                texts = [chunk[i][1] for i in tickets]
-                name = dispatcher.scorer.name
-                pieces = self._encode(name, encode, texts, list(tickets.values()))
-                job.note_tokens(pieces)
-                self._queue(dispatcher, pieces, errand_of)
-        except BaseException as exc:
-            # Ctrl-C comes anywhere, and others may wait for these tickets.
-            self._cache.fail(tickets.values(), partial(_queueing_error, cause=exc))
-            raise
 
     def warm_up(self, instruction: str | None = None) -> None:
         """Open the model and let each replica score one pair.
@@ -247,63 +186,17 @@ class Engine:
         Raises:
             ModelLoadError, MissingExtraError, ScoringError, ClosedError: it cannot.
         """
-        scorer, dispatcher = self._opened()
-        encode, told = _told(scorer, instruction if self._instructed else None)
         job = Job(len(self._openers))
+        submission = self._submission(job, "warm up", "", instruction)
         for number in range(len(self._openers)):
             # A text of its own for each, or the pair cache would answer all but the first.
-            text = f"warm up {number}"
-            key = pair_key(f"{scorer.identity}\n{told}".encode(), b"warm up", text.encode())
-            told_encode = partial(encode, "warm up")
-            chunk = [(number, text)]
-            self._submit_chunk(dispatcher, job, [key], chunk, told_encode, errand_of=number)
+            submission.add([(number, f"warm up {number}")], errand_of=number)
         job.future.result()
 
-    def _encode(
-        self,
-        scorer: str,
-        encode: Callable[[Sequence[str]], Sequence[EncodedPair]],
-        texts: Sequence[str],
-        tickets: Sequence[Ticket],
-    ) -> list[Piece]:
-        """Encode claimed tickets; returns what is to be scored of those that could be.
-
-        The others have failed.
-        """
-        try:
-            encoded = encode(texts)
-            pieces = [
-                piece
-                for ticket, pair in zip(tickets, encoded, strict=True)
-                for piece in ticket.take(pair)
-            ]
-        # A plug-in may raise anything, and other requests may wait for these tickets.
-        except Exception as exc:  # noqa: BLE001
-            if len(tickets) == 1:
-                self._cache.fail(tickets, partial(_encoding_error, scorer=scorer, cause=exc))
-                return []
-        except BaseException as exc:
-            self._cache.fail(tickets, partial(_encoding_error, scorer=scorer, cause=exc))
-            raise
-        else:
-            return pieces
-        return [
-            piece
-            for ticket, text in zip(tickets, texts, strict=True)
-            for piece in self._encode(scorer, encode, [text], [ticket])
-        ]
-
-    def _queue(
-        self, dispatcher: Dispatcher, pieces: Sequence[Piece], errand_of: int | None
-    ) -> None:
-        """Queue encoded tickets; where that cannot be done, they fail."""
-        try:
-            dispatcher.submit(pieces, errand_of=errand_of)
-        except BaseException as exc:
-            tickets = [piece.ticket for piece in pieces]
-            self._cache.fail(tickets, partial(_queueing_error, cause=exc))
-            if not isinstance(exc, RerankError):
-                raise
+    def _submission(self, job: Job, query: str, salt: str, instruction: str | None) -> Submission:
+        dispatcher = self._opened()[1]
+        told = instruction if self._instructed else None
+        return Submission(dispatcher, self._cache, job, query, salt=salt, instruction=told)
 
     def stats(self) -> EngineStats:
         """Return the counters as they are now."""
@@ -345,8 +238,7 @@ class Engine:
         self._closed = True
         # An opening that is under way ends first, so that no scorer is left open behind it. Only a
         # finalizer that runs in its own thread cannot wait for it, nor needs to: it is told above.
-        at_home = any(home.here for home in (*self._homes, *self._leaving))
-        with contextlib.nullcontext() if at_home else self._opening:
+        with contextlib.nullcontext() if self._replicas.at_home else self._opening:
             opened, self._open = self._open, None
         with self._counting:
             threads, self._threads = self._threads, {}
@@ -356,7 +248,7 @@ class Engine:
             # What waits in there still runs, to tell its caller that the engine is closed.
             pool.shutdown(wait=False)
         if wait:
-            _wait_for(self._leaving)
+            self._replicas.wait()
         return opened
 
     def _opened(self) -> tuple[AnyScorer, Dispatcher]:
@@ -376,118 +268,23 @@ class Engine:
         return opened.scorer, opened
 
     def _open_replicas(self) -> Dispatcher:
-        # What an opening that was given up holds is free before another one takes as much.
-        _wait_for(self._leaving)
-        title = f"rerank-plugins {self.name}"
-        self._homes = [Home(f"{title} {i}" if i else title) for i in range(len(self._openers))]
-        opened: list[list[AnyScorer]] = [[] for _ in self._homes]
-        openings: list[Future[AnyScorer]] = []
-        begun = 0
-        try:
-            for home, open_scorer, here in zip(self._homes, self._openers, opened, strict=True):
-                begun += 1
-                # Noted in that thread: whoever waits here may be interrupted at any moment.
-                at_home = partial(_open_into, here, open_scorer)
-                openings.append(home.run(partial(copy_context().run, at_home)))
-                watched_opening(self.audience, self.name, partial(_last_of, openings))
-                _check_alike(opened[0][0], here[0])
-            first = opened[0][0]
+        with self._replicas.opened() as scorers:
+            first = scorers[0]
             return Dispatcher(
-                [scorer for (scorer,) in opened],
-                self._homes,
+                scorers,
+                self._replicas.homes,
                 self._cache,
                 BatchWatch(self.audience, self.name, self._cache),
                 batch_tokens=self._batch_tokens or _positive(first.batch_tokens, first),
                 queue_tokens=self._queue_tokens,
                 max_wait_s=self._max_wait_s,
                 counter=self._counter,
-                reopen=partial(self._reopened, first) if self._reopens else None,
+                reopen=partial(self._replicas.reopened, first) if self._reopens else None,
             )
-        except BaseException:
-            self._leaving, self._homes = self._homes, []
-            for home, here in zip(self._leaving, opened, strict=True):
-                home.end(partial(_close_all, here) if self._reopens else None)
-            # Who is interrupted does not wait for an opening to end.
-            if len(openings) == begun and all(opening.done() for opening in openings):
-                _wait_for(self._leaving)
-            openings.clear()
-            raise
-
-    def _reopened(self, first: AnyScorer, number: int) -> AnyScorer:
-        """Open replica *number* anew: one that answers as *first* did."""
-        scorer = watched_opening(self.audience, self.name, self._openers[number])
-        try:
-            _check_alike(first, scorer)
-        except ConfigError:
-            scorer.close()
-            raise
-        return scorer
 
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError(f"the reranker for {self.name!r} is closed; open a new one")
-
-
-def _open_into(opened: list[AnyScorer], open_scorer: Callable[[], AnyScorer]) -> AnyScorer:
-    opened.append(open_scorer())
-    return opened[0]
-
-
-def _last_of(openings: list[Future[AnyScorer]]) -> AnyScorer:
-    # Asked by the list, which is cleared: a future and the error in it are a ring.
-    return openings[-1].result()
-
-
-def _close_all(scorers: list[AnyScorer]) -> None:
-    while scorers:
-        with contextlib.suppress(Exception):
-            scorers.pop().close()
-
-
-def _wait_for(homes: Sequence[Home]) -> None:
-    until = time.monotonic() + EXIT_WAIT_S
-    for home in homes:
-        home.join(max(0.0, until - time.monotonic()))
-
-
-def _told(
-    scorer: AnyScorer, instruction: str | None
-) -> tuple[Callable[[str, Sequence[str]], Sequence[EncodedPair]], str]:
-    """Return how *scorer* encodes with *instruction*, and what that adds to its keys."""
-    own: str | None = getattr(scorer, "instruction", None)
-    if instruction is None or instruction == own:
-        return scorer.encode, ""
-    # No name in a salt holds this character, so that nothing else adds the same.
-    encode = cast("InstructedScorer[Any]", scorer).encode
-    return partial(encode, instruction=instruction), f"\0{instruction}"
-
-
-def _queueing_error(_: Waiter, *, cause: BaseException) -> RerankError:
-    if isinstance(cause, ClosedError):
-        return ClosedError(str(cause))
-    error = ScoringError(f"pairs could not be queued: {cause}", retryable=True)
-    error.__cause__ = cause
-    return error
-
-
-def _encoding_error(waiter: Waiter, *, scorer: str, cause: BaseException) -> RerankError:
-    if isinstance(cause, InputError):
-        return type(cause)(f"{waiter.where}: {cause}")
-    error = ScoringError(
-        f"{scorer} could not encode {waiter.where}: {type(cause).__name__}: {cause}",
-        retryable=not isinstance(cause, Exception),
-    )
-    error.__cause__ = cause
-    return error
-
-
-def _check_alike(first: AnyScorer, scorer: AnyScorer) -> None:
-    """Raise `ConfigError` where two replicas would not give the same logits."""
-    if scorer.identity != first.identity:
-        raise ConfigError(
-            f"replicas: they must answer alike, and one is {scorer.identity!r}, another "
-            f"{first.identity!r}; name devices of one kind, or set the precision"
-        )
 
 
 def _positive(batch_tokens: object, scorer: AnyScorer) -> int:
@@ -496,14 +293,3 @@ def _positive(batch_tokens: object, scorer: AnyScorer) -> int:
             f"the scorer {scorer.name!r} has batch_tokens {batch_tokens!r}, no int of at least 1"
         )
     return batch_tokens
-
-
-def deadline_after(timeout_s: float | None) -> float | None:
-    """Return the `time.monotonic` at which *timeout_s* seconds from now are over."""
-    return None if timeout_s is None else time.monotonic() + timeout_s
-
-
-def check_deadline(deadline: float | None) -> None:
-    """Raise `RerankTimeoutError` once *deadline* has passed."""
-    if deadline is not None and time.monotonic() >= deadline:
-        raise RerankTimeoutError("the deadline passed while texts were cleaned")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from concurrent.futures import Future
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, TypeVar, cast
@@ -10,9 +11,12 @@ from typing import TYPE_CHECKING, TypeVar, cast
 from rerank_plugins.errors import ScoringError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
 T = TypeVar("T")
+
+EXIT_WAIT_S = 30.0
+"""How long a closing waits for the running batch: a scorer that never returns must not hold it."""
 
 _Task = tuple["Callable[[], object]", "Future[object]"]
 
@@ -80,3 +84,10 @@ def _do(function: Callable[[], object], done: Future[object]) -> None:
         del function, done
     else:
         done.set_result(result)
+
+
+def join_all(homes: Iterable[Home]) -> None:
+    """Wait until *homes* have ended, `EXIT_WAIT_S` at most."""
+    until = time.monotonic() + EXIT_WAIT_S
+    for home in homes:
+        home.join(max(0.0, until - time.monotonic()))

@@ -10,6 +10,7 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+from rerank_plugins.errors import RerankTimeoutError
 from rerank_plugins.models.windows import WindowedPair
 from rerank_plugins.options import Priority
 
@@ -229,3 +230,14 @@ class Piece:
     def tokens(self) -> int:
         """Its length, as it would cost alone."""
         return self.own + self.prefix_tokens
+
+
+def deadline_after(timeout_s: float | None) -> float | None:
+    """Return the `time.monotonic` at which *timeout_s* seconds from now are over."""
+    return None if timeout_s is None else time.monotonic() + timeout_s
+
+
+def check_deadline(deadline: float | None) -> None:
+    """Raise `RerankTimeoutError` once *deadline* has passed."""
+    if deadline is not None and time.monotonic() >= deadline:
+        raise RerankTimeoutError("the deadline passed while texts were cleaned")

@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("replica",),
     ("dispatcher",),
     ("scorers", "opening"),
+    ("submission",),
     ("engine",),
     ("registry", "screening"),
     ("routing",),
