@@ -78,11 +78,13 @@ class Attempt:
         self._primary = primary
         self._timeout_s = timeout_s
         self._counts_time = counts_time
-        # The thread that submits may be at it still when the caller has gone.
-        self._lock = threading.Lock()
-        self._over = False
+        # The thread that submits may be at it still when the caller has gone; and it may be that
+        # thread in which the garbage collector ends an abandoned call.
+        self._lock = threading.RLock()
+        self._over = self._passed_over = False
         self._asked: dict[Engine, list[Group]] = {}
         self._permits: dict[Engine, Permit] = {}
+        self._batches: dict[Engine, int] = {}
         self._last: Engine | None = None
 
     def admit(self, engine: Engine) -> None:
@@ -116,7 +118,7 @@ class Attempt:
     def pass_over(self, engine: Engine, reason: str) -> None:
         """Leave *engine* unasked, for a *reason* that is no fault of it; raises `ScoringError`."""
         with self._lock:
-            self._last = None
+            self._last, self._passed_over = None, True
             # Once the try is over, whoever ended it gives the permits back.
             permit = None if self._over else self._permits.pop(engine, None)
         if permit is not None:
@@ -125,9 +127,11 @@ class Attempt:
 
     def ask(self, engine: Engine, group: Group) -> None:
         """Note that *engine* is to answer *group*."""
+        batches = engine.stats().batches
         with self._lock:
             if not self._over:
                 self._asked.setdefault(engine, []).append(group)
+                self._batches.setdefault(engine, batches)
 
     def left_s(self) -> float | None:
         """Return the seconds until its deadline, None where it has none."""
@@ -188,7 +192,7 @@ class Attempt:
 
     def _blamed(self, error: BaseException) -> list[Engine]:
         """Return the engines that *error* is a failure of."""
-        if self.refused:
+        if self.refused or self._passed_over:
             return []
         if not isinstance(error, RerankTimeoutError):
             # Where several were asked, an error does not say whose it is.
@@ -199,13 +203,22 @@ class Attempt:
             # Its threads are all in an opening that does not end.
             self.engines = [self._primary]
         # An open one that was given nothing yet was waiting for texts, as they were cleaned.
-        return [each for each in self.engines if self.call.job.begun or not each.opened]
+        begun = self.call.job.begun
+        late = [each for each in self.engines if begun or not each.opened]
+        return [each for each in late if not self._was_at_others(each)]
+
+    def _was_at_others(self, engine: Engine) -> bool:
+        """Whether it scored all the time, but nothing of this call: busy is not dead."""
+        asked_at = self._batches.get(engine)
+        if asked_at is None or self._has_scored(engine):
+            return False
+        return engine.stats().batches > asked_at
 
     def _has_scored(self, engine: Engine) -> bool:
         """Whether any of its pairs is new: the cache of a dead model answers too."""
         job = self.call.job
         return any(
-            not job.cached[place] and job.pairs[place] is not NOT_SCORED
+            not job.cached[place] and job.pairs[place] not in (None, NOT_SCORED)
             for group in self._asked.get(engine, ())
             for place in group.places
         )

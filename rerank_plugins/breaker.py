@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+import weakref
 from enum import StrEnum
 from typing import TYPE_CHECKING, Final
 
@@ -45,7 +46,7 @@ class State(StrEnum):
 class Permit:
     """One caller's leave to ask; it owes one of the three answers, and the first one counts."""
 
-    __slots__ = ("_breaker",)
+    __slots__ = ("__weakref__", "_breaker")
 
     def __init__(self, breaker: CircuitBreaker) -> None:
         self._breaker: CircuitBreaker | None = breaker
@@ -87,12 +88,14 @@ class CircuitBreaker:
         self.name = name
         self.on_change = on_change
         self._clock = clock
-        self._lock = threading.Lock()
+        # The garbage collector ends abandoned calls wherever it comes to run, in here too.
+        self._lock = threading.RLock()
         self._state = State.CLOSED
         self._failures = 0
         self._cool_down_s = COOL_DOWN_S
         self._until = 0.0
-        self._probe: Permit | None = None
+        # Weakly: one that Ctrl-C has lost must not keep others out for ever.
+        self._probe: weakref.ref[Permit] | None = None
         self._reason = ""
 
     @property
@@ -114,7 +117,7 @@ class CircuitBreaker:
             permit = Permit(self)
             changed = self._state is State.OPEN
             if self._state is not State.CLOSED:
-                self._state, self._probe = State.HALF_OPEN, permit
+                self._state, self._probe = State.HALF_OPEN, weakref.ref(permit)
         if changed:
             logger.debug("%s is asked again, by one caller", self.name)
             self._tell(State.HALF_OPEN, None)
@@ -140,7 +143,7 @@ class CircuitBreaker:
         weight = 0 if error is None else _weight(error)
         with self._lock:
             before = self._state
-            probes = permit is self._probe
+            probes = self._probe is not None and self._probe() is permit
             if probes or answered:
                 self._probe = None
             if answered:
@@ -167,7 +170,9 @@ class CircuitBreaker:
     def _refuses(self) -> bool:
         if self._state is State.OPEN:
             return self._clock() < self._until
-        return self._state is State.HALF_OPEN and self._probe is not None
+        return (
+            self._state is State.HALF_OPEN and self._probe is not None and self._probe() is not None
+        )
 
     def _open(self, error: BaseException | None) -> None:
         self._state = State.OPEN

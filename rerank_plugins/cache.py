@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import threading
+from functools import partial
 from hashlib import blake2b
 from typing import TYPE_CHECKING, NamedTuple
 
 from cachetools import LRUCache
 
+from rerank_plugins.errors import ScoringError
 from rerank_plugins.jobs import CachedPair, Ticket, Waiter
 from rerank_plugins.options import Priority
 
@@ -61,25 +63,35 @@ class PairCache:
         caller owes each of them a `resolve`, a `fail` or a `drop_unwanted`.
         """
         mine: dict[int, Ticket] = {}
-        with self._lock:
-            for i, (key, place) in enumerate(zip(keys, places, strict=True)):
-                known = self._kept.get(key) if self._kept is not None else None
-                if known is not None:
-                    self._hits += 1
-                    job.deliver(place, known, cached=True)
-                    continue
-                ticket = self._tickets.get(key)
-                if ticket is None:
-                    self._misses += 1
-                    ticket = Ticket(key, job.priority)
-                    self._tickets[key] = mine[i] = ticket
-                else:
-                    self._joined += 1
-                    if ticket.begun and job.clock is not None:
-                        job.clock.wait("forward")
-                ticket.waiters.append(Waiter(job, place))
-        job.settle()
+        try:
+            with self._lock:
+                for i, (key, place) in enumerate(zip(keys, places, strict=True)):
+                    self._claim(Waiter(job, place), key, i, mine)
+            job.settle()
+        except BaseException as exc:
+            # Ctrl-C comes anywhere, and the caller never gets what it would owe.
+            self.fail(mine.values(), partial(_claiming_error, cause=exc))
+            raise
         return mine
+
+    def _claim(self, waiter: Waiter, key: bytes, i: int, mine: dict[int, Ticket]) -> None:
+        """Fill a place of a job, or let it wait; the lock is held."""
+        job, place = waiter
+        known = self._kept.get(key) if self._kept is not None else None
+        if known is not None:
+            self._hits += 1
+            job.deliver(place, known, cached=True)
+            return
+        ticket = self._tickets.get(key)
+        if ticket is None:
+            self._misses += 1
+            ticket = Ticket(key, job.priority)
+            self._tickets[key] = mine[i] = ticket
+        else:
+            self._joined += 1
+            if ticket.begun:
+                job.wait("forward")
+        ticket.waiters.append(waiter)
 
     def promote(self, keys: Iterable[bytes]) -> list[Ticket]:
         """Make those of *keys* interactive that are on their way as bulk; returns their tickets."""
@@ -110,21 +122,33 @@ class PairCache:
                     ticket.begun = True
                     jobs.update((id(job), job) for job, _ in ticket.waiters)
         for job in jobs.values():
-            if job.clock is not None and job.waiting:
-                job.clock.wait("forward")
+            if job.waiting:
+                job.wait("forward")
 
-    def resolve(self, scored: Iterable[tuple[Ticket, CachedPair]]) -> None:
-        """Keep results, and hand each to whoever waits for it."""
+    def resolve(
+        self,
+        scored: Iterable[tuple[Ticket, CachedPair]],
+        *,
+        count: Callable[[int], object] = lambda _: None,
+    ) -> None:
+        """Keep results, and hand each to whoever waits for it.
+
+        Before anybody wakes, *count* is told how many were news: each replica that brings one of
+        the last windows of a pair finds it answered.
+        """
         answered: dict[int, Job] = {}
+        news = 0
         with self._lock:
             for ticket, pair in scored:
                 if not self._settle(ticket):
                     continue
+                news += 1
                 if self._kept is not None:
                     self._kept[ticket.key] = pair
                 for job, place in ticket.waiters:
                     job.deliver(place, pair)
                     answered[id(job)] = job
+        count(news)
         for job in answered.values():
             job.settle()
 
@@ -138,13 +162,7 @@ class PairCache:
                     waiters.extend(ticket.waiters)
         for waiter in waiters:
             if waiter.job.waiting:
-                waiter.job.fail(error(waiter))
-
-    def fail_all(self, error: Callable[[Waiter], BaseException]) -> None:
-        """Fail every pair that is on its way: nobody is left to score them."""
-        with self._lock:
-            tickets = list(self._tickets.values())
-        self.fail(tickets, error)
+                waiter.job.fail(_made(error, waiter))
 
     def drop_unwanted(self, tickets: Iterable[Ticket]) -> set[int]:
         """Forget tickets that nobody waits for any more; returns their `id`.
@@ -198,6 +216,20 @@ class PairCache:
                 failed=self._failed,
                 evictions=self._kept.evictions if self._kept is not None else 0,
             )
+
+
+def _made(error: Callable[[Waiter], BaseException], waiter: Waiter) -> BaseException:
+    try:
+        return error(waiter)
+    # A foreign error may fail at being put into words, and others still wait behind this one.
+    except Exception as exc:  # noqa: BLE001
+        return exc
+
+
+def _claiming_error(_: Waiter, *, cause: BaseException) -> ScoringError:
+    error = ScoringError("the call that was to score it was interrupted", retryable=True)
+    error.__cause__ = cause
+    return error
 
 
 class _CountingLRU(LRUCache[bytes, CachedPair]):

@@ -133,10 +133,18 @@ def is_out_of_memory(exc: BaseException) -> bool:
     # By name, as torch is not imported to be asked.
     if any(cls.__name__ == "OutOfMemoryError" for cls in type(exc).__mro__):
         return True
-    text = str(exc).lower()
+    text = words_of(exc).lower()
     return any(sign in text for sign in _OUT_OF_MEMORY)
+
+
+def words_of(exc: BaseException) -> str:
+    """Return what a foreign error says, whose ``str`` may itself fail."""
+    try:
+        return str(exc)
+    except Exception:  # noqa: BLE001
+        return "it has no message"
 
 
 def first_line(exc: BaseException) -> str:
     """Return the first line of a foreign message; the rest is often a stack of its own."""
-    return str(exc).strip().partition("\n")[0]
+    return words_of(exc).strip().partition("\n")[0]

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from rerank_plugins.protocols import EncodedPair, SharedPrefix
     from rerank_plugins.results import Window
-    from rerank_plugins.stages import StageClock, Work
+    from rerank_plugins.stages import StageClock, Wait, Work
 
 
 class CachedPair(NamedTuple):
@@ -120,18 +120,24 @@ class Job:
 
     def work(self, stage: Work | None) -> None:
         """Say what its caller's thread works on from now on, where there is a clock to tell."""
-        if self.clock is not None:
-            self.clock.work(stage)
+        # One look: a caller that goes on to a fallback takes the clock away.
+        if (clock := self.clock) is not None:
+            clock.work(stage)
+
+    def wait(self, stage: Wait) -> None:
+        """Say what its caller waits for from now on, where there is a clock to tell."""
+        if (clock := self.clock) is not None:
+            clock.wait(stage)
 
     def note_tokens(self, pieces: Iterable[Piece]) -> None:
         """Count what was encoded for its caller, where there is a clock to tell."""
-        if self.clock is not None:
-            self.clock.tokens += sum(piece.tokens for piece in pieces)
+        if (clock := self.clock) is not None:
+            clock.tokens += sum(piece.tokens for piece in pieces)
 
     def _stop_waiting(self) -> None:
         # Before the caller is woken, which may put the clock to its next use.
-        if self.clock is not None and not self.future.done():
-            self.clock.wait("finish")
+        if not self.future.done():
+            self.wait("finish")
 
     def delivered(self) -> list[CachedPair]:
         """Return every pair of a job that succeeded."""

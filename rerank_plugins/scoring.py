@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import numpy as np
 
 from rerank_plugins.batching import Budget, batch_cost
-from rerank_plugins.errors import OutOfMemoryError, ScoringError, is_out_of_memory
+from rerank_plugins.errors import OutOfMemoryError, ScoringError, is_out_of_memory, words_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -140,15 +140,11 @@ class BatchScoring:
         cost = batch_cost(batch, padded=self._padded)
         self.budget.fitted(cost)
         padding = cost - sum(piece.tokens for piece in batch) if self._padded else 0
-        self._counter.add(
-            Counts(
-                batches=1,
-                pairs_scored=len(answered),
-                tokens_scored=cost - padding,
-                tokens_padded=padding,
-            )
+        counts = Counts(batches=1, tokens_scored=cost - padding, tokens_padded=padding)
+        self._counter.add(counts)
+        self._cache.resolve(
+            answered, count=lambda pairs: self._counter.add(Counts(pairs_scored=pairs))
         )
-        self._cache.resolve(answered)
         for piece, logit in wrong:
             self.fail([piece], ScoringError(f"the logit is {logit}"))
 
@@ -157,7 +153,7 @@ def _scoring_error(waiter: Waiter, *, scorer: str, cause: BaseException) -> Scor
     kind = "" if isinstance(cause, ScoringError) else f"{type(cause).__name__}: "
     failed = OutOfMemoryError if is_out_of_memory(cause) else ScoringError
     error = failed(
-        f"{scorer} failed on {waiter.where}: {kind}{cause}",
+        f"{scorer} failed on {waiter.where}: {kind}{words_of(cause)}",
         retryable=isinstance(cause, ScoringError) and cause.retryable,
     )
     error.__cause__ = cause

@@ -30,7 +30,8 @@ class StageClock:
 
     def __init__(self, now: Callable[[], float] = time.perf_counter) -> None:
         self._now = now
-        self._lock = threading.Lock()
+        # The garbage collector may end the call in the middle of a charge.
+        self._lock = threading.RLock()
         self._seconds = dict.fromkeys(STAGES, 0.0)
         self._work: Work | None = None
         self._wait: Wait = "queue"

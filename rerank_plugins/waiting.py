@@ -12,7 +12,7 @@ from rerank_plugins.batching import WaitingTokens, batch_order, next_batch
 from rerank_plugins.options import Priority
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from rerank_plugins.jobs import Piece, Ticket
 
@@ -56,11 +56,16 @@ class WaitingPieces:
         return min(heads, default=None)
 
     def add(self, pieces: Sequence[Piece], now_s: float) -> None:
-        """Let *pieces* wait behind all others of their priority."""
+        """Let *pieces* wait behind all others of their priority: all of them, or none."""
         self.stamp(pieces, now_s)
-        for piece in pieces:
-            self._lines[piece.ticket.priority].append(piece)
-        self._tokens.add(pieces)
+        try:
+            for piece in pieces:
+                self._lines[piece.ticket.priority].append(piece)
+            self._tokens.add(pieces)
+        except BaseException:
+            # Ctrl-C may come anywhere, and a worker would stumble over half a piece.
+            self._drop(_one_of(pieces))
+            raise
 
     def stamp(self, pieces: Sequence[Piece], now_s: float) -> None:
         """Give *pieces* their places among what waits, which they may take with `put_back`."""
@@ -83,13 +88,23 @@ class WaitingPieces:
     def promote(self, tickets: Iterable[Ticket], now_s: float) -> None:
         """Let what waits of *tickets*, bulk until now, wait as if it were interactive and new."""
         promoted = set(map(id, tickets))
-        bulk, interactive = self._lines[Priority.BULK], self._lines[Priority.INTERACTIVE]
-        for piece in [piece for piece in bulk.pieces if id(piece.ticket) in promoted]:
-            # What is due already is ahead of all that come now: it stays where it is.
-            if piece.due_s > now_s:
-                bulk.remove(piece)
-                piece.due_s = now_s
-                interactive.append(piece)
+        bulk = self._lines[Priority.BULK].pieces
+        # What is due already is ahead of all that come now: it stays where it is.
+        moving = [each for each in bulk if id(each.ticket) in promoted and each.due_s > now_s]
+        try:
+            self._move(moving, now_s)
+        except BaseException:
+            # Ctrl-C is one caller's, and these are others'.
+            self._move(moving, now_s)
+            raise
+
+    def _move(self, pieces: Sequence[Piece], now_s: float) -> None:
+        """Move *pieces* to the end of the interactive line, wherever they are."""
+        for line in self._lines.values():
+            line.drop(_one_of(pieces))
+        for piece in pieces:
+            piece.due_s = now_s
+            self._lines[Priority.INTERACTIVE].append(piece)
 
     def take_batch(self, budget: int) -> list[Piece]:
         """Take out a batch of up to *budget* tokens; empty if nothing waits."""
@@ -113,8 +128,15 @@ class WaitingPieces:
 
     def drop_settled(self) -> None:
         """Take out what was dropped, or has failed."""
+        self._drop(lambda piece: piece.ticket.settled)
+
+    def _drop(self, unwanted: Callable[[Piece], bool]) -> None:
         for line in self._lines.values():
-            self._tokens.remove(line.drop_settled())
+            line.drop(unwanted)
+        # Counted anew: whatever was cut short before is made good.
+        tokens = WaitingTokens(padded=self._padded)
+        tokens.add(self)
+        self._tokens = tokens
 
 
 class _Line:
@@ -151,14 +173,13 @@ class _Line:
         self._queued.difference_update(map(id, taken))
         return taken
 
-    def remove(self, piece: Piece) -> None:
-        place = self.place_of(piece)
-        self.take(place, place + 1)
-
-    def drop_settled(self) -> list[Piece]:
+    def drop(self, unwanted: Callable[[Piece], bool]) -> None:
         # One look at each: a ticket may be settled meanwhile.
-        wanted = [piece for piece in self.pieces if not piece.ticket.settled]
+        wanted = [piece for piece in self.pieces if not unwanted(piece)]
         self._queued = set(map(id, wanted))
-        dropped = [piece for piece in self.pieces if id(piece) not in self._queued]
         self.pieces = wanted
-        return dropped
+
+
+def _one_of(pieces: Iterable[Piece]) -> Callable[[Piece], bool]:
+    numbers = set(map(id, pieces))
+    return lambda piece: id(piece) in numbers

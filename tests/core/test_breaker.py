@@ -12,6 +12,7 @@ from rerank_plugins.breaker import (
     FAILURES_TO_OPEN,
     LONGEST_COOL_DOWN_S,
     CircuitBreaker,
+    Permit,
     State,
 )
 from rerank_plugins.errors import (
@@ -211,7 +212,8 @@ def test_a_probe_that_learned_nothing_leaves_its_place_to_the_next_caller(
     assert probe is not None
     probe.release()
 
-    assert breaker.admit() is not None
+    another = breaker.admit()
+    assert another is not None
     assert breaker.admit() is None
 
 
@@ -293,3 +295,36 @@ def test_a_refusal_says_why_and_when(breaker: CircuitBreaker, clock: Clock) -> N
     assert refusal.retryable
     assert "ScoringError: the device is gone" in str(refusal)
     assert "again in 3.0 s" in str(refusal)
+
+
+def test_a_probe_that_is_lost_keeps_nobody_out(breaker: CircuitBreaker, clock: Clock) -> None:
+    opened(breaker)
+    clock.now += COOL_DOWN_S
+    probe = breaker.admit()
+    assert probe is not None
+    assert breaker.admit() is None
+
+    # Ctrl-C, say, before anybody could give it back.
+    del probe
+
+    assert not breaker.refuses
+    assert breaker.admit() is not None
+
+
+def test_a_permit_may_be_given_back_while_another_is_asked_for() -> None:
+    # The garbage collector ends abandoned calls wherever it comes to run.
+    ended: list[Permit] = []
+
+    def now() -> float:
+        while ended:
+            ended.pop().release()
+        return 0.0
+
+    breaker = CircuitBreaker("big", clock=now)
+    fail(breaker, FAILURES_TO_OPEN)
+    ended.append(breaker.watch())
+    asking = threading.Thread(target=breaker.admit, daemon=True)
+    asking.start()
+    asking.join(20)
+
+    assert not asking.is_alive()

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from rerank_plugins.cache import PairCache, pair_key
+from rerank_plugins.errors import ScoringError
 from rerank_plugins.jobs import CachedPair, Job
+from rerank_plugins.stages import StageClock
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from rerank_plugins.jobs import Waiter
 
 texts = st.binary(max_size=12)
 
@@ -120,3 +130,82 @@ def test_clearing_forgets_logits_and_is_no_eviction() -> None:
 
     assert not cache.covers([b"a"])
     assert cache.stats().evictions == 0
+
+
+def test_what_ctrl_c_cut_short_is_claimed_anew() -> None:
+    cache = PairCache(10)
+
+    class Interrupted(list[bytes]):
+        def __iter__(self) -> Iterator[bytes]:
+            yield b"a"
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        cache.claim(Job(2), Interrupted([b"a", b"b"]), [0, 1])
+
+    assert list(cache.claim(Job(1), [b"a"], [0])) == [0]
+
+
+def test_who_joined_what_ctrl_c_cut_short_is_told_to_try_again() -> None:
+    cache, joined = PairCache(10), Job(1)
+
+    class Interrupted(Job):
+        def settle(self) -> None:
+            if self.pairs and self.begun:
+                assert cache.claim(joined, [b"a"], [0]) == {}
+                raise KeyboardInterrupt
+
+    first = Interrupted(1)
+    first.begun = True
+    with pytest.raises(KeyboardInterrupt):
+        cache.claim(first, [b"a"], [0])
+
+    error = joined.future.exception(timeout=0)
+    assert isinstance(error, ScoringError)
+    assert error.retryable
+
+
+def test_an_error_that_cannot_be_put_into_words_reaches_everybody() -> None:
+    cache, first, second = PairCache(10), Job(1), Job(1)
+    tickets = [
+        *cache.claim(first, [b"a"], [0]).values(),
+        *cache.claim(second, [b"b"], [0]).values(),
+    ]
+
+    def wordless(waiter: Waiter) -> BaseException:
+        raise RuntimeError("no words")
+
+    cache.fail(tickets, wordless)
+
+    for job in (first, second):
+        assert isinstance(job.future.exception(timeout=0), RuntimeError)
+
+
+def test_a_clock_that_is_taken_away_meanwhile_stops_nobody() -> None:
+    class Leaving(Job):
+        """Its caller goes on to a fallback between any look at the clock and the next."""
+
+        __slots__ = ("_looks",)
+
+        @property
+        def clock(self) -> StageClock | None:
+            self._looks = getattr(self, "_looks", 0) + 1
+            return StageClock() if self._looks % 2 else None
+
+        @clock.setter
+        def clock(self, clock: StageClock | None) -> None:
+            pass
+
+    cache, other = PairCache(10), Job(1)
+    for _ in range(2):
+        # However many looks came before.
+        leaving = Leaving(1)
+        tickets = list(cache.claim(leaving, [b"a"], [0]).values())
+        cache.begin(tickets)
+        cache.claim(Leaving(1), [b"a"], [0])
+        cache.claim(other, [b"a"], [0])
+        cache.resolve((ticket, CachedPair(2.0, truncated=False)) for ticket in tickets)
+        leaving.work("clean")
+        leaving.note_tokens([])
+
+    other.future.result(timeout=0)

@@ -432,3 +432,25 @@ def _gates_fall() -> Iterator[None]:
     yield
     if hasattr(Together, "inside"):
         Together.inside.abort()
+
+
+class WordlessError(Exception):
+    """What cannot even say what is wrong."""
+
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+def test_an_error_without_words_fails_its_request_and_no_worker(open_reranker: Opener) -> None:
+    class Wordless(FakeScorer):
+        def forward(self, pairs: Sequence[Any]) -> list[float]:
+            if any(pair.document == "poison" for pair in pairs):
+                raise WordlessError
+            return super().forward(pairs)
+
+    reranker, _ = open_reranker(Wordless())
+
+    with pytest.raises(ScoringError, match=r"documents\[1\].*WordlessError"):
+        reranker.rank("q", ["a", "poison", "b"], timeout_s=20)
+    assert reranker.rank("q", ["a", "b"], timeout_s=20)[0].logit == 0.0
+    assert reranker.stats()["fake"].workers_replaced == 0

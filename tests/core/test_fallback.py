@@ -749,3 +749,20 @@ async def test_a_full_queue_without_a_way_out_is_a_full_queue(
     async with full_queue(reranker, gated):
         with pytest.raises(QueueFullError):
             await reranker.arank(QUERY, ["one"])
+
+
+async def test_a_link_that_was_passed_over_has_not_failed(open_model: Open, models: Models) -> None:
+    models["big"] = BrokenScorer(RuntimeError("out of memory"))
+    gated = models["english"] = GatedScorer(name="english", languages=frozenset({"en"}))
+    reranker = open_model(
+        fallback=("english", "retrieval_order"),
+        language_detector=lambda text: "zh" if "狐" in text else "en",
+    )
+    pairs = [("red fox", "a fox"), ("红狐狸", "狐狸")]
+    try:
+        for _ in range(FAILURES_TO_OPEN):
+            await asyncio.to_thread(reranker.score, pairs)
+    finally:
+        gated.gate.set()
+
+    assert reranker._leases.lease("english").breaker.state is State.CLOSED

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import random
-from typing import TYPE_CHECKING
+import sys
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import pytest
 
@@ -13,7 +15,8 @@ from rerank_plugins.testing import FakePair
 from rerank_plugins.waiting import HANDICAP_S, WaitingPieces
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
+    from types import FrameType
 
 BULK, INTERACTIVE = Priority.BULK, Priority.INTERACTIVE
 
@@ -168,3 +171,74 @@ def test_each_piece_leaves_once_and_tokens_add_up(waiting: WaitingPieces, seed: 
 
     assert {id(each) for each in waiting.take_all()} == set(expected)
     assert waiting.tokens == len(waiting) == 0
+
+
+def interrupted(line: int, act: Callable[[], object]) -> bool:
+    """Press Ctrl-C as *act* comes to its *line*-th line; returns whether it has so many."""
+    left = line
+
+    def trace(frame: FrameType, event: str, arg: object) -> Any:
+        nonlocal left
+        if event == "line" and "rerank_plugins" in frame.f_code.co_filename:
+            left -= 1
+            if not left:
+                raise KeyboardInterrupt
+        return trace
+
+    before = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        act()
+    except KeyboardInterrupt:
+        return True
+    finally:
+        sys.settrace(before)
+    return False
+
+
+def prefixed(tokens: int, prefix: bytes) -> Piece:
+    made = piece(tokens)
+    made.prefix, made.prefix_tokens = prefix, 3 * bool(prefix)
+    return made
+
+
+@pytest.mark.parametrize("prefix", [b"", b"shared"])
+def test_ctrl_c_while_pieces_come_leaves_none_of_them(prefix: bytes) -> None:
+    for line in range(1, 1000):
+        waiting = WaitingPieces(padded=False)
+        waiting.add([prefixed(1, prefix)], 0.0)
+        more = [prefixed(2, prefix), prefixed(4, prefix)]
+        if not interrupted(line, partial(waiting.add, more, 0.0)):
+            break
+        assert waiting.tokens == 1 + 3 * bool(prefix)
+        assert [each.own for each in waiting.take_batch(100)] == [1]
+        assert (waiting.tokens, len(waiting), waiting.take_batch(100)) == (0, 0, [])
+    assert 10 < line < 1000
+
+
+def test_ctrl_c_while_pieces_are_promoted_loses_none_of_them() -> None:
+    for line in range(1, 1000):
+        waiting = WaitingPieces(padded=False)
+        pieces = [bulk(1), bulk(2), bulk(4)]
+        waiting.add(pieces, 0.0)
+        promotion = partial(waiting.promote, [each.ticket for each in pieces[:2]], 0.1)
+        if not interrupted(line, promotion):
+            break
+        left = [*waiting.take_batch(100), *waiting.take_batch(100)]
+        assert lengths(left) == [1, 2, 4]
+        assert (waiting.tokens, len(waiting), waiting.take_batch(100)) == (0, 0, [])
+    assert 10 < line < 1000
+
+
+def test_ctrl_c_while_pieces_are_dropped_is_made_good_the_next_time() -> None:
+    for line in range(1, 1000):
+        waiting = WaitingPieces(padded=False)
+        pieces = [bulk(1), piece(2), piece(4)]
+        waiting.add(pieces, 0.0)
+        pieces[0].ticket.settled = pieces[1].ticket.settled = True
+        if not interrupted(line, waiting.drop_settled):
+            break
+        waiting.drop_settled()
+        assert waiting.tokens == 4
+        assert lengths(waiting) == [4]
+    assert 5 < line < 1000

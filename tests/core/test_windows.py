@@ -10,11 +10,15 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from rerank_plugins import Reranker, ScoringError, Window
+from rerank_plugins.batching import Budget
 from rerank_plugins.cache import PairCache
 from rerank_plugins.jobs import CachedPair, Job
 from rerank_plugins.models.windows import WindowedPair
+from rerank_plugins.observing import Audience
 from rerank_plugins.options import WindowScore
+from rerank_plugins.scoring import BatchScoring, Counter
 from rerank_plugins.testing import FakePair, FakeScorer
+from rerank_plugins.watching import BatchWatch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -358,3 +362,19 @@ def test_disorder_among_windows_leaves_nobody_waiting(no_leaks: None) -> None:
     assert not reranker._leases.primary._cache._tickets
     assert reranker.stats()["fake"].tokens_waiting == 0
     reranker.close()
+
+
+def test_a_pair_that_two_replicas_end_at_once_is_counted_once() -> None:
+    cache, counter, job = PairCache(0), Counter(), Job(1)
+    (ticket,) = cache.claim(job, [b"a"], [0]).values()
+    watch = BatchWatch(Audience(), "m", cache)
+    scoring = BatchScoring(InWindows(), cache, counter, Budget(8), watch)
+    first, last = ticket.take(InWindows().encode("q", ["1 9"])[0])
+
+    scoring.score([first])
+    # What each of them finds that brings the last window but one as the other brings the last.
+    for _ in range(2):
+        scoring.score([last])
+
+    assert job.delivered()[0].logit == 9.0
+    assert counter.total.pairs_scored == 1
