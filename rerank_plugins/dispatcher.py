@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from rerank_plugins.errors import ClosedError, QueueFullError, ScoringError
 from rerank_plugins.home import join_all
 from rerank_plugins.replica import Replica
-from rerank_plugins.room import PATIENCE_S, Line, seconds_until_room
+from rerank_plugins.room import PATIENCE_S, SOONEST_S, Line, Turn, seconds_until_room
 from rerank_plugins.scoring import Counter, Counts
 from rerank_plugins.waiting import WaitingPieces
 
@@ -22,7 +22,6 @@ if TYPE_CHECKING:
     from rerank_plugins.home import Home
     from rerank_plugins.jobs import Job, Piece, Ticket, Waiter
     from rerank_plugins.protocols import AnyScorer
-    from rerank_plugins.room import Turn
     from rerank_plugins.watching import BatchWatch
 
     Reopen = Callable[[int], AnyScorer]
@@ -113,11 +112,13 @@ class Dispatcher:
             if not self.crowded:
                 return
             wait_s = self._retry_after_s()
-            raise QueueFullError(
+            why = (
                 f"{self._waiting.tokens} tokens are waiting and queue_tokens is "
-                f"{self._queue_tokens}; try again in {wait_s:.1f} s",
-                retry_after_s=wait_s,
+                f"{self._queue_tokens}"
+                if self._full
+                else f"other requests wait for room in the queue, {len(self._line)} of them"
             )
+            raise QueueFullError(f"{why}; try again in {wait_s:.1f} s", retry_after_s=wait_s)
 
     def turn_for(self, job: Job) -> Turn | None:
         """Return *job*'s turn in the line for room, or None if it may go on at once.
@@ -126,12 +127,18 @@ class Dispatcher:
         """
         if self.crowded:
             self._drop_unwanted()
-        with self._changed:
-            if self._closed or self.dead or not self.crowded:
-                return None
-            turn = self._line.join()
-            self._room_changed()
-        job.future.add_done_callback(lambda _: self.leave(turn))
+        turn = Turn()
+        try:
+            with self._changed:
+                if self._closed or self.dead or not self.crowded:
+                    return None
+                self._line.join(turn)
+                self._room_changed()
+            job.future.add_done_callback(lambda _: self.leave(turn))
+        except BaseException:
+            # Ctrl-C comes anywhere, and others stand behind it.
+            self.leave(turn)
+            raise
         return turn
 
     def leave(self, turn: Turn) -> None:
@@ -191,8 +198,11 @@ class Dispatcher:
             return
         if not wait:
             return
-        # Not the workers' to do: a running batch may take long, and these will not be scored.
-        self._cache.fail(self._take_all(), _closed_error)
+        # Not the workers' to do: a running batch may take long, and these will not be scored. It is
+        # they who take them out: Ctrl-C here loses nothing.
+        with self._changed:
+            pieces = [*self._waiting, *(each for one in replicas for each in one.errands)]
+        self._cache.fail([piece.ticket for piece in pieces], _closed_error)
         join_all(replica.home for replica in replicas)
 
     def _nudge(self) -> None:
@@ -339,7 +349,8 @@ class Dispatcher:
     def _retry_after_s(self) -> float:
         """Estimate when the queue has room, from the speed so far; the lock is held."""
         excess = max(0, self._waiting.tokens - self._queue_tokens)
-        return seconds_until_room(excess, (replica.running for replica in self._replicas))
+        workers = (replica.running for replica in self._replicas)
+        return max(SOONEST_S, seconds_until_room(excess, workers))
 
 
 def _closed_error(_: Waiter) -> ClosedError:

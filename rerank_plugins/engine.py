@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import threading
@@ -18,6 +17,7 @@ from rerank_plugins.errors import (
     ConfigError,
     RerankError,
 )
+from rerank_plugins.home import EXIT_WAIT_S
 from rerank_plugins.jobs import Job
 from rerank_plugins.observing import Audience
 from rerank_plugins.opening import Opener, ReplicaOpener
@@ -171,7 +171,8 @@ class Engine:
         request that has begun waits its turn, and so does a new one unless *when_full* is to raise.
         Ends when everything is queued; failures reach the job's future.
         """
-        if not job.begun:
+        if id(self) not in job.asked:
+            job.asked.add(id(self))
             with self._counting:
                 self._requests += 1
         try:
@@ -236,10 +237,14 @@ class Engine:
         Returns what may still be at it, for whoever did not *wait*: its own ``close`` does.
         """
         self._closed = True
-        # An opening that is under way ends first, so that no scorer is left open behind it. Only a
-        # finalizer that runs in its own thread cannot wait for it, nor needs to: it is told above.
-        with contextlib.nullcontext() if self._replicas.at_home else self._opening:
+        # An opening that is under way ends first, unless it never does or a finalizer runs in its
+        # own thread: it is told above, and closes what it opened.
+        locked = not self._replicas.at_home and self._opening.acquire(timeout=EXIT_WAIT_S)
+        try:
             opened, self._open = self._open, None
+        finally:
+            if locked:
+                self._opening.release()
         with self._counting:
             threads, self._threads = self._threads, {}
         if opened is not None:

@@ -36,15 +36,17 @@ class Job:
     ``pairs[i]`` is the result for the caller's *i*-th document or pair. ``future`` is done once
     all of them are there, or with the first error. A job that is over, for whatever reason, wants
     nothing more: what only it waited for is dropped when a batch is formed. ``begun`` says that
-    some of it was admitted to a queue, so that the rest waits for room and is not refused. After
-    ``deadline`` (of `time.monotonic`, None for never) it is over, whoever still waits. ``clock`` is
-    there where an observer wants to hear of the call.
+    some of it was admitted to a queue, so that the rest waits for room and is not refused;
+    ``asked`` holds the `id` of each engine that counted it as a request. After ``deadline`` (of
+    `time.monotonic`, None for never) it is over, whoever still waits. ``clock`` is there where an
+    observer wants to hear of the call.
     """
 
     __slots__ = (
         "_argument",
         "_lock",
         "_remaining",
+        "asked",
         "begun",
         "cached",
         "clock",
@@ -68,6 +70,7 @@ class Job:
         self.pairs: list[CachedPair | None] = [None] * size
         self.cached = [False] * size
         self.begun = False
+        self.asked: set[int] = set()
         self.clock: StageClock | None = None
         self.future: Future[None] = Future()
         self._remaining = size

@@ -7,7 +7,7 @@ from itertools import islice
 from typing import TYPE_CHECKING, Any, cast
 
 from rerank_plugins.cache import pair_key
-from rerank_plugins.errors import ClosedError, InputError, RerankError, ScoringError
+from rerank_plugins.errors import ClosedError, InputError, RerankError, ScoringError, words_of
 from rerank_plugins.options import Priority, WhenFull
 
 if TYPE_CHECKING:
@@ -161,17 +161,17 @@ def _told(
 
 def _queueing_error(_: Waiter, *, cause: BaseException) -> RerankError:
     if isinstance(cause, ClosedError):
-        return ClosedError(str(cause))
-    error = ScoringError(f"pairs could not be queued: {cause}", retryable=True)
+        return ClosedError(words_of(cause))
+    error = ScoringError(f"pairs could not be queued: {words_of(cause)}", retryable=True)
     error.__cause__ = cause
     return error
 
 
 def _encoding_error(waiter: Waiter, *, scorer: str, cause: BaseException) -> RerankError:
     if isinstance(cause, InputError):
-        return type(cause)(f"{waiter.where}: {cause}")
+        return type(cause)(f"{waiter.where}: {words_of(cause)}")
     error = ScoringError(
-        f"{scorer} could not encode {waiter.where}: {type(cause).__name__}: {cause}",
+        f"{scorer} could not encode {waiter.where}: {type(cause).__name__}: {words_of(cause)}",
         retryable=not isinstance(cause, Exception),
     )
     error.__cause__ = cause
