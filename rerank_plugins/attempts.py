@@ -7,7 +7,6 @@ import time
 from typing import TYPE_CHECKING, Final, Self
 
 from rerank_plugins.config import LEXICAL, RETRIEVAL_ORDER
-from rerank_plugins.engine import deadline_after
 from rerank_plugins.errors import (
     ClosedError,
     ConfigError,
@@ -21,6 +20,7 @@ from rerank_plugins.errors import (
     ScoringError,
     first_line,
 )
+from rerank_plugins.jobs import deadline_after
 from rerank_plugins.screening import NOT_SCORED
 
 if TYPE_CHECKING:

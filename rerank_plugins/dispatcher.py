@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from rerank_plugins.errors import ClosedError, QueueFullError, ScoringError
+from rerank_plugins.home import join_all
 from rerank_plugins.replica import Replica
-from rerank_plugins.room import PATIENCE_S, Line, seconds_until_room
+from rerank_plugins.room import PATIENCE_S, SOONEST_S, Line, Turn, seconds_until_room
 from rerank_plugins.scoring import Counter, Counts
 from rerank_plugins.waiting import WaitingPieces
 
@@ -17,17 +19,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from rerank_plugins.cache import PairCache
+    from rerank_plugins.home import Home
     from rerank_plugins.jobs import Job, Piece, Ticket, Waiter
     from rerank_plugins.protocols import AnyScorer
-    from rerank_plugins.room import Turn
     from rerank_plugins.watching import BatchWatch
 
     Reopen = Callable[[int], AnyScorer]
 
 logger = logging.getLogger(__name__)
-
-EXIT_WAIT_S = 30.0
-"""How long a closing waits for the running batch: a scorer that never returns must not hold it."""
 
 LOOKING_SHARE: Final = 10.0
 """Seconds between two looks through a full queue, for each second that the last one took."""
@@ -37,16 +36,17 @@ class Dispatcher:
     """Forms batches from the pairs of all callers; each replica scores one batch at a time.
 
     An idle worker takes what is there at once; pairs gather only while all are busy, and one that
-    ends a batch waits up to *max_wait_s* for the next to fill. The threads start with the first
-    pair, sleep on a condition while there is nothing to do, and end with `close`. Whatever a scorer
-    raises, nobody is left waiting: a worker that dies is replaced by *reopen*, which gives the
-    scorer of that number anew. Where it cannot, the others go on; with the last one the queue is
-    ``dead``, what waits fails, and nothing more is taken.
+    ends a batch waits up to *max_wait_s* for the next to fill. The workers are in the *homes* of
+    their scorers, sleep on a condition while there is nothing to do, and end with `close`. Whatever
+    a scorer raises, nobody is left waiting: a worker that dies is replaced by *reopen*, which gives
+    the scorer of that number anew. Where it cannot, the others go on; with the last one the queue
+    is ``dead``, what waits fails, and nothing more is taken.
     """
 
     def __init__(
         self,
         scorers: Sequence[AnyScorer],
+        homes: Sequence[Home],
         cache: PairCache,
         watch: BatchWatch,
         *,
@@ -67,8 +67,8 @@ class Dispatcher:
         self._waiting = WaitingPieces(padded=scorers[0].padded)
         self._line = Line()
         self._replicas = [
-            Replica(number, scorer, cache, self._counter, watch, batch_tokens)
-            for number, scorer in enumerate(scorers)
+            Replica(number, home, scorer, cache, self._counter, watch, batch_tokens)
+            for number, (home, scorer) in enumerate(zip(homes, scorers, strict=True))
         ]
         self._lost: list[Replica] = []
         self._look_again_s = 0.0
@@ -76,6 +76,9 @@ class Dispatcher:
         self.dead = False
         self.scorer = scorers[0]
         """The one that encodes."""
+        for replica in list(self._replicas):
+            replica.home.run(partial(self._work, replica))
+            replica.home.end()
 
     @property
     def crowded(self) -> bool:
@@ -109,11 +112,13 @@ class Dispatcher:
             if not self.crowded:
                 return
             wait_s = self._retry_after_s()
-            raise QueueFullError(
+            why = (
                 f"{self._waiting.tokens} tokens are waiting and queue_tokens is "
-                f"{self._queue_tokens}; try again in {wait_s:.1f} s",
-                retry_after_s=wait_s,
+                f"{self._queue_tokens}"
+                if self._full
+                else f"other requests wait for room in the queue, {len(self._line)} of them"
             )
+            raise QueueFullError(f"{why}; try again in {wait_s:.1f} s", retry_after_s=wait_s)
 
     def turn_for(self, job: Job) -> Turn | None:
         """Return *job*'s turn in the line for room, or None if it may go on at once.
@@ -122,12 +127,18 @@ class Dispatcher:
         """
         if self.crowded:
             self._drop_unwanted()
-        with self._changed:
-            if self._closed or self.dead or not self.crowded:
-                return None
-            turn = self._line.join()
-            self._room_changed()
-        job.future.add_done_callback(lambda _: self.leave(turn))
+        turn = Turn()
+        try:
+            with self._changed:
+                if self._closed or self.dead or not self.crowded:
+                    return None
+                self._line.join(turn)
+                self._room_changed()
+            job.future.add_done_callback(lambda _: self.leave(turn))
+        except BaseException:
+            # Ctrl-C comes anywhere, and others stand behind it.
+            self.leave(turn)
+            raise
         return turn
 
     def leave(self, turn: Turn) -> None:
@@ -150,7 +161,6 @@ class Dispatcher:
                 raise ClosedError("the reranker is closed")
             if self.dead:
                 raise ScoringError(f"no worker of {self._name} is left", retryable=True)
-            self._start_workers()
             for replica in self._replicas:
                 if replica.number == errand_of:
                     self._waiting.stamp(pieces, time.monotonic())
@@ -178,40 +188,26 @@ class Dispatcher:
             self._line.end()
             self._changed.notify_all()
         if not already:
-            for replica in (*replicas, *self._lost):
-                if replica.thread is None or replica in self._lost:
-                    replica.close()
-        threads = [replica.thread for replica in replicas if replica.thread is not None]
-        if threading.current_thread() in threads:
+            for replica in self._lost:
+                # Its thread has ended.
+                replica.close()
+        if any(replica.home.here for replica in replicas):
             # The garbage collector may close it here between a worker's look and its sleep, and
             # only another thread can tell when it sleeps.
             threading.Thread(target=self._nudge, name=f"rerank-plugins {self._name}").start()
             return
-        if not wait or not threads:
+        if not wait:
             return
-        # Not the workers' to do: a running batch may take long, and these will not be scored.
-        self._cache.fail(self._take_all(), _closed_error)
-        until = time.monotonic() + EXIT_WAIT_S
-        for thread in threads:
-            thread.join(max(0.0, until - time.monotonic()))
+        # Not the workers' to do: a running batch may take long, and these will not be scored. It is
+        # they who take them out: Ctrl-C here loses nothing.
+        with self._changed:
+            pieces = [*self._waiting, *(each for one in replicas for each in one.errands)]
+        self._cache.fail([piece.ticket for piece in pieces], _closed_error)
+        join_all(replica.home for replica in replicas)
 
     def _nudge(self) -> None:
         with self._changed:
             self._changed.notify_all()
-
-    def _start_workers(self) -> None:
-        """Start the threads that do not run; the lock is held."""
-        for replica in self._replicas:
-            if replica.thread is None:
-                number = f" {replica.number}" if replica.number else ""
-                thread = threading.Thread(
-                    target=self._work,
-                    args=(replica,),
-                    name=f"rerank-plugins {self._name}{number}",
-                    daemon=True,
-                )
-                thread.start()
-                replica.thread = thread
 
     def _work(self, replica: Replica) -> None:
         try:
@@ -353,7 +349,8 @@ class Dispatcher:
     def _retry_after_s(self) -> float:
         """Estimate when the queue has room, from the speed so far; the lock is held."""
         excess = max(0, self._waiting.tokens - self._queue_tokens)
-        return seconds_until_room(excess, (replica.running for replica in self._replicas))
+        workers = (replica.running for replica in self._replicas)
+        return max(SOONEST_S, seconds_until_room(excess, workers))
 
 
 def _closed_error(_: Waiter) -> ClosedError:

@@ -2,54 +2,46 @@
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import os
 import threading
-import time
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from itertools import islice
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING
 
 from rerank_plugins.breaker import CircuitBreaker
-from rerank_plugins.cache import PairCache, pair_key
+from rerank_plugins.cache import PairCache
 from rerank_plugins.dispatcher import Dispatcher
 from rerank_plugins.errors import (
     ClosedError,
     ConfigError,
-    InputError,
     RerankError,
-    RerankTimeoutError,
-    ScoringError,
 )
+from rerank_plugins.home import EXIT_WAIT_S
 from rerank_plugins.jobs import Job
 from rerank_plugins.observing import Audience
-from rerank_plugins.opening import Opener
-from rerank_plugins.options import Priority, WhenFull
+from rerank_plugins.opening import Opener, ReplicaOpener
+from rerank_plugins.options import WhenFull
 from rerank_plugins.protocols import takes_instruction
 from rerank_plugins.results import EngineStats
 from rerank_plugins.scoring import Counter
-from rerank_plugins.watching import BatchWatch, tell_switch, watched_opening
+from rerank_plugins.submission import Submission
+from rerank_plugins.watching import BatchWatch, tell_switch
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
     from concurrent.futures import Future
 
-    from rerank_plugins.jobs import Piece, Ticket, Waiter
-    from rerank_plugins.protocols import AnyScorer, EncodedPair, InstructedScorer
-    from rerank_plugins.room import Turn
-
-CHUNK_PAIRS = 64
-"""Pairs encoded at a time, so that the model works on one chunk while the next is encoded."""
+    from rerank_plugins.protocols import AnyScorer
 
 
 class Engine:
     """Look up → encode → submit, for one scorer and its replicas.
 
-    The scorer is opened at first use, by whichever thread comes first; a failed opening is
+    The scorer is opened at first use, for whichever thread comes first; a failed opening is
     reported to its caller and tried again by the next. *more_replicas* open further copies of it,
-    one each. Where it *reopens*, a scorer whose worker died is closed and opened again.
+    one each. A copy is opened, entered and closed in a thread of its own, its `Home`. Where it
+    *reopens*, a scorer whose worker died is closed and opened again.
     """
 
     def __init__(
@@ -86,6 +78,9 @@ class Engine:
         # Never held for long, unlike the one above: an event loop may take it.
         self._counting = threading.Lock()
         self._open: Dispatcher | None = None
+        self._replicas = ReplicaOpener(
+            self.name, self._openers, self.audience, closes=self._reopens
+        )
         self.opener = Opener(self.name, self.scorer)
         self._instructed = False
         self._threads: dict[bool, ThreadPoolExecutor] = {}
@@ -176,64 +171,15 @@ class Engine:
         request that has begun waits its turn, and so does a new one unless *when_full* is to raise.
         Ends when everything is queued; failures reach the job's future.
         """
-        if not job.begun:
+        if id(self) not in job.asked:
+            job.asked.add(id(self))
             with self._counting:
                 self._requests += 1
         try:
-            scorer, dispatcher = self._opened()
-            encode, told = _told(scorer, instruction if self._instructed else None)
-            prefix = f"{scorer.identity}\n{salt}{told}".encode()
-            query_bytes = query.encode()
-            while job.waiting and (chunk := list(islice(documents, CHUNK_PAIRS))):
-                job.work("look_up")
-                keys = [pair_key(prefix, query_bytes, text.encode()) for _, text in chunk]
-                turn: Turn | None = None
-                if dispatcher.crowded and not self._cache.covers(keys):
-                    if when_full is WhenFull.RAISE and not job.begun:
-                        dispatcher.refuse_if_crowded()
-                    elif turn := dispatcher.turn_for(job):
-                        job.work(None)
-                        yield turn.come
-                        job.work("look_up")
-                        # Its turn went with the job, if that is over.
-                        if job.future.done():
-                            return
-                job.begun = True
-                try:
-                    self._submit_chunk(dispatcher, job, keys, chunk, partial(encode, query))
-                finally:
-                    if turn is not None:
-                        dispatcher.leave(turn)
-                job.work("clean")
+            submission = self._submission(job, query, salt, instruction)
+            yield from submission.steps(documents, when_full)
         except RerankError as exc:
             job.fail(exc)
-
-    def _submit_chunk(
-        self,
-        dispatcher: Dispatcher,
-        job: Job,
-        keys: Sequence[bytes],
-        chunk: Sequence[tuple[int, str]],
-        encode: Callable[[Sequence[str]], Sequence[EncodedPair]],
-        *,
-        errand_of: int | None = None,
-    ) -> None:
-        """Fill *job* with what is known of a chunk, and queue the rest."""
-        tickets = self._cache.claim(job, keys, [place for place, _ in chunk])
-        try:
-            if job.priority is Priority.INTERACTIVE and (promoted := self._cache.promote(keys)):
-                dispatcher.promote(promoted)
-            if tickets:
-                job.work("encode")
-                texts = [chunk[i][1] for i in tickets]
-                name = dispatcher.scorer.name
-                pieces = self._encode(name, encode, texts, list(tickets.values()))
-                job.note_tokens(pieces)
-                self._queue(dispatcher, pieces, errand_of)
-        except BaseException as exc:
-            # Ctrl-C comes anywhere, and others may wait for these tickets.
-            self._cache.fail(tickets.values(), partial(_queueing_error, cause=exc))
-            raise
 
     def warm_up(self, instruction: str | None = None) -> None:
         """Open the model and let each replica score one pair.
@@ -241,63 +187,17 @@ class Engine:
         Raises:
             ModelLoadError, MissingExtraError, ScoringError, ClosedError: it cannot.
         """
-        scorer, dispatcher = self._opened()
-        encode, told = _told(scorer, instruction if self._instructed else None)
         job = Job(len(self._openers))
+        submission = self._submission(job, "warm up", "", instruction)
         for number in range(len(self._openers)):
             # A text of its own for each, or the pair cache would answer all but the first.
-            text = f"warm up {number}"
-            key = pair_key(f"{scorer.identity}\n{told}".encode(), b"warm up", text.encode())
-            told_encode = partial(encode, "warm up")
-            chunk = [(number, text)]
-            self._submit_chunk(dispatcher, job, [key], chunk, told_encode, errand_of=number)
+            submission.add([(number, f"warm up {number}")], errand_of=number)
         job.future.result()
 
-    def _encode(
-        self,
-        scorer: str,
-        encode: Callable[[Sequence[str]], Sequence[EncodedPair]],
-        texts: Sequence[str],
-        tickets: Sequence[Ticket],
-    ) -> list[Piece]:
-        """Encode claimed tickets; returns what is to be scored of those that could be.
-
-        The others have failed.
-        """
-        try:
-            encoded = encode(texts)
-            pieces = [
-                piece
-                for ticket, pair in zip(tickets, encoded, strict=True)
-                for piece in ticket.take(pair)
-            ]
-        # A plug-in may raise anything, and other requests may wait for these tickets.
-        except Exception as exc:  # noqa: BLE001
-            if len(tickets) == 1:
-                self._cache.fail(tickets, partial(_encoding_error, scorer=scorer, cause=exc))
-                return []
-        except BaseException as exc:
-            self._cache.fail(tickets, partial(_encoding_error, scorer=scorer, cause=exc))
-            raise
-        else:
-            return pieces
-        return [
-            piece
-            for ticket, text in zip(tickets, texts, strict=True)
-            for piece in self._encode(scorer, encode, [text], [ticket])
-        ]
-
-    def _queue(
-        self, dispatcher: Dispatcher, pieces: Sequence[Piece], errand_of: int | None
-    ) -> None:
-        """Queue encoded tickets; where that cannot be done, they fail."""
-        try:
-            dispatcher.submit(pieces, errand_of=errand_of)
-        except BaseException as exc:
-            tickets = [piece.ticket for piece in pieces]
-            self._cache.fail(tickets, partial(_queueing_error, cause=exc))
-            if not isinstance(exc, RerankError):
-                raise
+    def _submission(self, job: Job, query: str, salt: str, instruction: str | None) -> Submission:
+        dispatcher = self._opened()[1]
+        told = instruction if self._instructed else None
+        return Submission(dispatcher, self._cache, job, query, salt=salt, instruction=told)
 
     def stats(self) -> EngineStats:
         """Return the counters as they are now."""
@@ -337,9 +237,14 @@ class Engine:
         Returns what may still be at it, for whoever did not *wait*: its own ``close`` does.
         """
         self._closed = True
-        # An opening that is under way ends first, so that no scorer is left open behind it.
-        with self._opening:
+        # An opening that is under way ends first, unless it never does or a finalizer runs in its
+        # own thread: it is told above, and closes what it opened.
+        locked = not self._replicas.at_home and self._opening.acquire(timeout=EXIT_WAIT_S)
+        try:
             opened, self._open = self._open, None
+        finally:
+            if locked:
+                self._opening.release()
         with self._counting:
             threads, self._threads = self._threads, {}
         if opened is not None:
@@ -347,6 +252,8 @@ class Engine:
         for pool in threads.values():
             # What waits in there still runs, to tell its caller that the engine is closed.
             pool.shutdown(wait=False)
+        if wait:
+            self._replicas.wait()
         return opened
 
     def _opened(self) -> tuple[AnyScorer, Dispatcher]:
@@ -366,81 +273,23 @@ class Engine:
         return opened.scorer, opened
 
     def _open_replicas(self) -> Dispatcher:
-        scorers: list[AnyScorer] = []
-        try:
-            for open_scorer in self._openers:
-                scorers.append(watched_opening(self.audience, self.name, open_scorer))
-                _check_alike(scorers[0], scorers[-1])
+        with self._replicas.opened() as scorers:
             first = scorers[0]
             return Dispatcher(
                 scorers,
+                self._replicas.homes,
                 self._cache,
                 BatchWatch(self.audience, self.name, self._cache),
                 batch_tokens=self._batch_tokens or _positive(first.batch_tokens, first),
                 queue_tokens=self._queue_tokens,
                 max_wait_s=self._max_wait_s,
                 counter=self._counter,
-                reopen=partial(self._reopened, first) if self._reopens else None,
+                reopen=partial(self._replicas.reopened, first) if self._reopens else None,
             )
-        except BaseException:
-            for scorer in scorers if self._reopens else ():
-                with contextlib.suppress(Exception):
-                    scorer.close()
-            raise
-
-    def _reopened(self, first: AnyScorer, number: int) -> AnyScorer:
-        """Open replica *number* anew: one that answers as *first* did."""
-        scorer = watched_opening(self.audience, self.name, self._openers[number])
-        try:
-            _check_alike(first, scorer)
-        except ConfigError:
-            scorer.close()
-            raise
-        return scorer
 
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError(f"the reranker for {self.name!r} is closed; open a new one")
-
-
-def _told(
-    scorer: AnyScorer, instruction: str | None
-) -> tuple[Callable[[str, Sequence[str]], Sequence[EncodedPair]], str]:
-    """Return how *scorer* encodes with *instruction*, and what that adds to its keys."""
-    own: str | None = getattr(scorer, "instruction", None)
-    if instruction is None or instruction == own:
-        return scorer.encode, ""
-    # No name in a salt holds this character, so that nothing else adds the same.
-    encode = cast("InstructedScorer[Any]", scorer).encode
-    return partial(encode, instruction=instruction), f"\0{instruction}"
-
-
-def _queueing_error(_: Waiter, *, cause: BaseException) -> RerankError:
-    if isinstance(cause, ClosedError):
-        return ClosedError(str(cause))
-    error = ScoringError(f"pairs could not be queued: {cause}", retryable=True)
-    error.__cause__ = cause
-    return error
-
-
-def _encoding_error(waiter: Waiter, *, scorer: str, cause: BaseException) -> RerankError:
-    if isinstance(cause, InputError):
-        return type(cause)(f"{waiter.where}: {cause}")
-    error = ScoringError(
-        f"{scorer} could not encode {waiter.where}: {type(cause).__name__}: {cause}",
-        retryable=not isinstance(cause, Exception),
-    )
-    error.__cause__ = cause
-    return error
-
-
-def _check_alike(first: AnyScorer, scorer: AnyScorer) -> None:
-    """Raise `ConfigError` where two replicas would not give the same logits."""
-    if scorer.identity != first.identity:
-        raise ConfigError(
-            f"replicas: they must answer alike, and one is {scorer.identity!r}, another "
-            f"{first.identity!r}; name devices of one kind, or set the precision"
-        )
 
 
 def _positive(batch_tokens: object, scorer: AnyScorer) -> int:
@@ -449,14 +298,3 @@ def _positive(batch_tokens: object, scorer: AnyScorer) -> int:
             f"the scorer {scorer.name!r} has batch_tokens {batch_tokens!r}, no int of at least 1"
         )
     return batch_tokens
-
-
-def deadline_after(timeout_s: float | None) -> float | None:
-    """Return the `time.monotonic` at which *timeout_s* seconds from now are over."""
-    return None if timeout_s is None else time.monotonic() + timeout_s
-
-
-def check_deadline(deadline: float | None) -> None:
-    """Raise `RerankTimeoutError` once *deadline* has passed."""
-    if deadline is not None and time.monotonic() >= deadline:
-        raise RerankTimeoutError("the deadline passed while texts were cleaned")

@@ -10,6 +10,7 @@ from concurrent.futures import Future, InvalidStateError
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, NamedTuple, Self
 
+from rerank_plugins.errors import RerankTimeoutError
 from rerank_plugins.models.windows import WindowedPair
 from rerank_plugins.options import Priority
 
@@ -35,15 +36,17 @@ class Job:
     ``pairs[i]`` is the result for the caller's *i*-th document or pair. ``future`` is done once
     all of them are there, or with the first error. A job that is over, for whatever reason, wants
     nothing more: what only it waited for is dropped when a batch is formed. ``begun`` says that
-    some of it was admitted to a queue, so that the rest waits for room and is not refused. After
-    ``deadline`` (of `time.monotonic`, None for never) it is over, whoever still waits. ``clock`` is
-    there where an observer wants to hear of the call.
+    some of it was admitted to a queue, so that the rest waits for room and is not refused;
+    ``asked`` holds the `id` of each engine that counted it as a request. After ``deadline`` (of
+    `time.monotonic`, None for never) it is over, whoever still waits. ``clock`` is there where an
+    observer wants to hear of the call.
     """
 
     __slots__ = (
         "_argument",
         "_lock",
         "_remaining",
+        "asked",
         "begun",
         "cached",
         "clock",
@@ -67,6 +70,7 @@ class Job:
         self.pairs: list[CachedPair | None] = [None] * size
         self.cached = [False] * size
         self.begun = False
+        self.asked: set[int] = set()
         self.clock: StageClock | None = None
         self.future: Future[None] = Future()
         self._remaining = size
@@ -235,3 +239,14 @@ class Piece:
     def tokens(self) -> int:
         """Its length, as it would cost alone."""
         return self.own + self.prefix_tokens
+
+
+def deadline_after(timeout_s: float | None) -> float | None:
+    """Return the `time.monotonic` at which *timeout_s* seconds from now are over."""
+    return None if timeout_s is None else time.monotonic() + timeout_s
+
+
+def check_deadline(deadline: float | None) -> None:
+    """Raise `RerankTimeoutError` once *deadline* has passed."""
+    if deadline is not None and time.monotonic() >= deadline:
+        raise RerankTimeoutError("the deadline passed while texts were cleaned")

@@ -11,10 +11,10 @@ from rerank_plugins.room import Pace
 from rerank_plugins.scoring import BatchScoring
 
 if TYPE_CHECKING:
-    import threading
     from collections.abc import Sequence
 
     from rerank_plugins.cache import PairCache
+    from rerank_plugins.home import Home
     from rerank_plugins.jobs import Piece
     from rerank_plugins.protocols import AnyScorer
     from rerank_plugins.scoring import Counter
@@ -36,6 +36,7 @@ class Replica:
     def __init__(
         self,
         number: int,
+        home: Home,
         scorer: AnyScorer,
         cache: PairCache,
         counter: Counter,
@@ -43,11 +44,11 @@ class Replica:
         batch_tokens: int,
     ) -> None:
         self.number = number
+        self.home = home
         self.pace = Pace()
         self.errands: list[Piece] = []
         self.batch: Sequence[Piece] = ()
         self.begun_s = 0.0
-        self.thread: threading.Thread | None = None
         self._cache = cache
         self._counter = counter
         self._watch = watch

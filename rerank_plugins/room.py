@@ -22,6 +22,9 @@ still, or is gone, and others are behind them."""
 RATE_MEMORY_S: Final = 30.0
 """Busy seconds after which older ones count half: speed changes with load and temperature."""
 
+SOONEST_S: Final = 0.1
+"""Less than this nobody is told to wait: a batch that should have ended will in a moment."""
+
 UNMEASURED_WAIT_S: Final = 1.0
 """What callers are told while no batch has ended yet, and so no speed is known."""
 
@@ -51,11 +54,9 @@ class Line:
         """How many are in it, those included that were invited and have not come yet."""
         return len(self._turns) + len(self._invited)
 
-    def join(self) -> Turn:
-        """Take the last place; owes a `leave`."""
-        turn = Turn()
+    def join(self, turn: Turn) -> None:
+        """Give *turn* the last place; owes a `leave`."""
         self._turns[turn] = None
-        return turn
 
     def leave(self, turn: Turn) -> None:
         """Give up *turn*: what it came for is queued, or it has gone. Twice is once."""

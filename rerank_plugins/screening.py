@@ -6,9 +6,9 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from rerank_plugins.candidates import choose
-from rerank_plugins.engine import CHUNK_PAIRS, check_deadline
-from rerank_plugins.jobs import CachedPair
+from rerank_plugins.jobs import CachedPair, check_deadline
 from rerank_plugins.ranking import BLANK_LOGIT
+from rerank_plugins.submission import CHUNK_PAIRS
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -115,6 +115,11 @@ class WaitingPieces:
         start, stop = next_batch(
             line.pieces, line.place_of(head), budget=budget, padded=self._padded
         )
+        for place in range(start, stop):
+            if line.pieces[place].deaths:
+                # Its worker died with it: alone it takes nobody along, should it do so again.
+                start, stop = place, place + 1
+                break
         batch = line.take(start, stop)
         self._tokens.remove(batch)
         return batch

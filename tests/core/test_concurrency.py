@@ -428,8 +428,9 @@ def test_a_thread_that_cannot_start_fails_the_call_and_not_the_next(
         raise RuntimeError("can't start new thread")
 
     monkeypatch.setattr(threading.Thread, "start", refuse)
-    with pytest.raises(RuntimeError, match="can't start new thread"):
+    with pytest.raises(ScoringError, match="can't start new thread") as failed:
         reranker.rank("q", ["a", "b"], timeout_s=20)
+    assert failed.value.retryable
     monkeypatch.setattr(threading.Thread, "start", start)
 
     assert len(reranker.rank("q", ["a", "b"], timeout_s=20)) == 2

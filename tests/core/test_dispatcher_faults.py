@@ -165,6 +165,29 @@ def test_a_batch_that_kills_two_workers_fails_and_no_other(open_reranker: Opener
     assert reranker.stats()["fake"].tokens_waiting == 0
 
 
+def test_only_the_pair_that_kills_workers_fails_and_not_its_batch(open_reranker: Opener) -> None:
+    class Killed(FakeScorer):
+        def forward(self, pairs: Sequence[Any]) -> list[float]:
+            if any(pair.document == "deadly" for pair in pairs):
+                raise SystemExit
+            return super().forward(pairs)
+
+    reranker, _ = open_reranker(Killed())
+    engine = reranker._leases.primary
+    deadly, innocent = Job(1), Job(8)
+    dispatcher = engine._opened()[1]
+    # Nobody takes a batch meanwhile: all of it is one.
+    with dispatcher._changed:
+        engine.submit(innocent, "w1", enumerate(DOCUMENTS[:8]))
+        engine.submit(deadly, "w1", iter([(0, "deadly")]))
+    with pytest.raises(ScoringError, match="SystemExit"):
+        deadly.future.result(20)
+    innocent.future.result(20)
+
+    assert [pair.logit for pair in innocent.delivered()] == [0.0, 1.0] + [0.0] * 6
+    assert reranker.stats()["fake"].workers_replaced == 2
+
+
 class Opening:
     """Opens scorers as it is told, and keeps them."""
 
@@ -439,6 +462,31 @@ class WordlessError(Exception):
 
     def __str__(self) -> str:
         raise RuntimeError("no words")
+
+
+def test_an_error_without_words_of_an_encoder_fails_its_pair_alone(open_reranker: Opener) -> None:
+    class Wordless(FakeScorer):
+        def encode(self, query: str, documents: Sequence[str], **options: Any) -> list[Any]:
+            if "poison" in documents:
+                raise WordlessError
+            return super().encode(query, documents, **options)
+
+    reranker, _ = open_reranker(Wordless())
+
+    with pytest.raises(ScoringError, match=r"could not encode documents\[1\]: WordlessError"):
+        reranker.rank("q", ["a", "poison", "b"], timeout_s=20)
+
+
+def test_each_engine_counts_the_requests_that_it_answers(no_leaks: None) -> None:
+    first, second = Opening(FakeScorer).engine(), Opening(FakeScorer).engine()
+    job = Job(3)
+    for place, engine in enumerate((first, second, first)):
+        engine.submit(job, f"q{place}", iter([(place, "d")]))
+    job.future.result(20)
+
+    assert (first.stats().requests, second.stats().requests) == (1, 1)
+    first.close()
+    second.close()
 
 
 def test_an_error_without_words_fails_its_request_and_no_worker(open_reranker: Opener) -> None:

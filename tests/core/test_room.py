@@ -2,13 +2,25 @@
 
 from __future__ import annotations
 
+from concurrent.futures import Future
+
 import pytest
 
 from rerank_plugins import QueueFullError
 from rerank_plugins.cache import PairCache
 from rerank_plugins.dispatcher import Dispatcher
+from rerank_plugins.home import Home
+from rerank_plugins.jobs import Job
 from rerank_plugins.observing import Audience
-from rerank_plugins.room import INVITED_TURNS, UNMEASURED_WAIT_S, Line, Pace, seconds_until_room
+from rerank_plugins.room import (
+    INVITED_TURNS,
+    SOONEST_S,
+    UNMEASURED_WAIT_S,
+    Line,
+    Pace,
+    Turn,
+    seconds_until_room,
+)
 from rerank_plugins.testing import FakeScorer
 from rerank_plugins.watching import BatchWatch
 
@@ -19,9 +31,15 @@ def pace(tokens: int, busy_s: float) -> Pace:
     return made
 
 
+def joined(line: Line) -> Turn:
+    turn = Turn()
+    line.join(turn)
+    return turn
+
+
 def test_turns_come_in_order_and_few_at_a_time() -> None:
     line = Line()
-    turns = [line.join() for _ in range(INVITED_TURNS + 2)]
+    turns = [joined(line) for _ in range(INVITED_TURNS + 2)]
     assert not any(turn.come.done() for turn in turns)
 
     line.invite()
@@ -38,21 +56,47 @@ def test_the_queue_is_crowded_as_long_as_somebody_waits_for_room() -> None:
     """Below its bound too: else new requests would take what those in the line were promised."""
     cache = PairCache(0)
     watch = BatchWatch(Audience(), "fake", cache)
-    dispatcher = Dispatcher([FakeScorer()], cache, watch, batch_tokens=1, queue_tokens=9)
+    dispatcher = Dispatcher(
+        [FakeScorer()], [Home("fake")], cache, watch, batch_tokens=1, queue_tokens=9
+    )
     assert not dispatcher.crowded
-    turn = dispatcher._line.join()
+    turn = joined(dispatcher._line)
+    # A known pace, and nothing that runs: the wait comes out as 0.
+    dispatcher._replicas[0].pace.note(1000, 1.0)
 
     assert dispatcher.crowded
-    with pytest.raises(QueueFullError):
+    with pytest.raises(QueueFullError, match="other requests wait for room in the queue") as full:
         dispatcher.refuse_if_crowded()
+    assert full.value.retry_after_s >= SOONEST_S
     dispatcher.leave(turn)
     assert not dispatcher.crowded
     dispatcher.close()
 
 
+def test_ctrl_c_on_the_way_into_the_line_leaves_nobody_in_it() -> None:
+    cache = PairCache(0)
+    watch = BatchWatch(Audience(), "fake", cache)
+    home = Home("fake")
+    dispatcher = Dispatcher([FakeScorer()], [home], cache, watch, batch_tokens=1, queue_tokens=9)
+    before = joined(dispatcher._line)
+
+    class Interrupted(Future[None]):
+        def add_done_callback(self, fn: object) -> None:
+            raise KeyboardInterrupt
+
+    job = Job(1)
+    job.future = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        dispatcher.turn_for(job)
+    dispatcher.leave(before)
+
+    assert len(dispatcher._line) == 0
+    dispatcher.close()
+
+
 def test_who_leaves_before_its_turn_is_woken_and_holds_up_nobody() -> None:
     line = Line()
-    gone, *others = [line.join() for _ in range(INVITED_TURNS + 1)]
+    gone, *others = [joined(line) for _ in range(INVITED_TURNS + 1)]
     line.leave(gone)
     line.leave(gone)
     line.invite()
@@ -64,7 +108,7 @@ def test_who_leaves_before_its_turn_is_woken_and_holds_up_nobody() -> None:
 
 def test_a_caller_who_cancelled_its_wait_is_let_go() -> None:
     line = Line()
-    turn = line.join()
+    turn = joined(line)
     turn.come.cancel()
     line.invite()
     line.leave(turn)
@@ -74,7 +118,7 @@ def test_a_caller_who_cancelled_its_wait_is_let_go() -> None:
 
 def test_nobody_is_left_in_a_line_that_ends() -> None:
     line = Line()
-    turns = [line.join() for _ in range(INVITED_TURNS + 3)]
+    turns = [joined(line) for _ in range(INVITED_TURNS + 3)]
     line.invite()
     line.end()
 
