@@ -270,7 +270,7 @@ async def test_room_is_for_those_first_who_were_called_and_have_not_come_yet(
     with Reranker(scorer, queue_tokens=2) as reranker:
         first = await _busy(reranker, scorer)
         turn = _line(reranker).join()
-        with pytest.raises(QueueFullError, match="^0 tokens are waiting"):
+        with pytest.raises(QueueFullError, match=r"^0 tokens are waiting"):
             await reranker.arank("q", ["new"])
         assert turn.come.done()
 
