@@ -40,13 +40,7 @@ LONGEST_RESERVE_S: Final = 1.0
 LEXICAL_GRACE_S: Final = 1.0
 """What the lexical scorer has in any case: thousands of documents take it no longer."""
 
-_FALLS_BACK = (
-    ModelLoadError,
-    MissingExtraError,
-    ScoringError,
-    QueueFullError,
-    RerankTimeoutError,
-)
+_FALLS_BACK = (ModelLoadError, MissingExtraError, ScoringError, QueueFullError, RerankTimeoutError)
 """What is answered by somebody else; any other error is the caller's own, or a closing."""
 
 

@@ -264,6 +264,22 @@ async def test_nobody_passes_those_who_wait_for_room(scorer: Gated) -> None:
         await first
 
 
+async def test_room_is_for_those_first_who_were_called_and_have_not_come_yet(
+    scorer: Gated,
+) -> None:
+    with Reranker(scorer, queue_tokens=2) as reranker:
+        first = await _busy(reranker, scorer)
+        turn = _line(reranker).join()
+        with pytest.raises(QueueFullError, match=r"^0 tokens are waiting"):
+            await reranker.arank("q", ["new"])
+        assert turn.come.done()
+
+        _line(reranker).leave(turn)
+        second = await _ask(reranker, ["new"])
+        scorer.gate.set()
+        await asyncio.gather(first, second)
+
+
 async def test_expired_requests_are_not_scored(scorer: Gated) -> None:
     """Also where nobody got round to cancelling: here the loop that would is held up."""
     with Reranker(scorer) as reranker:
