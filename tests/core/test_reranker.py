@@ -329,4 +329,4 @@ def test_warmup_opens_the_scorer_and_stats_count(open_reranker: Opener) -> None:
     stats = reranker.stats()["fake"]
     assert (stats.requests, stats.pairs_scored, stats.pairs_joined) == (2, 3, 1)
     assert (stats.cache_hits, stats.cache_misses, stats.cache_entries) == (1, 3, 3)
-    assert (stats.tokens_scored, stats.tokens_waiting) == (5, 0)
+    assert (stats.tokens_scored, stats.tokens_waiting) == (6, 0)
