@@ -210,33 +210,6 @@ def test_a_fork_while_a_language_is_being_loaded_harms_no_child() -> None:
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
 
 
-SPAWNED = """
-import multiprocessing
-from rerank_plugins import Reranker
-
-
-def best(reranker):
-    return reranker.rank("red fox", ["a dog", "a red fox"])[0].index
-
-
-if __name__ == "__main__":
-    with Reranker("lexical") as reranker:
-        reranker.rank("red fox", ["a dog"])
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            print(pool.map(best, [reranker]))
-"""
-
-
-def test_a_spawned_process_ranks_with_what_it_is_given(tmp_path: Any) -> None:
-    program = tmp_path / "program.py"
-    program.write_text(SPAWNED)
-    answer = subprocess.run(
-        [sys.executable, str(program)], capture_output=True, text=True, timeout=60, check=False
-    )
-
-    assert (answer.returncode, answer.stdout, answer.stderr) == (0, "[1]\n", "")
-
-
 def test_a_loop_may_end_with_callers_in_line_for_room(no_leaks: None) -> None:
     scorer = Gated(batch_tokens=1)
     with Reranker(scorer, queue_tokens=2, when_full="wait") as reranker:

@@ -70,3 +70,30 @@ def test_a_process_ends_with_requests_under_way(no_leaks: None) -> None:
 
     assert (answer.returncode, answer.stdout) == (0, "left\n")
     assert "Fatal" not in answer.stderr
+
+
+SPAWNED = """
+import multiprocessing
+from rerank_plugins import Reranker
+
+
+def best(reranker):
+    return reranker.rank("red fox", ["a dog", "a red fox"])[0].index
+
+
+if __name__ == "__main__":
+    with Reranker("lexical") as reranker:
+        reranker.rank("red fox", ["a dog"])
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            print(pool.map(best, [reranker]))
+"""
+
+
+def test_a_spawned_process_ranks_with_what_it_is_given(tmp_path: Any) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(SPAWNED)
+    answer = subprocess.run(
+        [sys.executable, str(program)], capture_output=True, text=True, timeout=60, check=False
+    )
+
+    assert (answer.returncode, answer.stdout, answer.stderr) == (0, "[1]\n", "")
