@@ -47,6 +47,8 @@ def packed_attention(
     del module, attention_mask
     packed_row.attention_calls += 1
     packed_row.window = sliding_window
+    if packed_row.keeping is not None and packed_row.kept is None:
+        packed_row.keeping.add(key, value)
     if packed_row.keys_only:
         packed_row.kept = key, value
         raise KeysKeptError

@@ -43,6 +43,7 @@ def attend_by_length(
     """
     heads, tokens, size = query.shape[1:]
     attended = query.new_empty(tokens, heads, size)
+    before_keys, before_values = _of_this_layer(row)
     for whole in row.groups:
         if reads_only and whole.pair is None:
             continue
@@ -52,8 +53,8 @@ def attend_by_length(
                 start, length = group.pair, 1
             answer = _attend(
                 _cut(query, start, group.count, length),
-                _seen(key, group),
-                _seen(value, group),
+                _seen(key, group, before_keys),
+                _seen(value, group, before_values),
                 scale=scaling,
                 window=window,
                 causal=row.causal and not reads_only,
@@ -89,12 +90,26 @@ def _cut(states: torch.Tensor, start: int, count: int, length: int) -> torch.Ten
     return part.view(part.shape[0], count, length, -1).transpose(0, 1)
 
 
-def _seen(states: torch.Tensor, group: Group) -> torch.Tensor:
-    """Return what the segments of *group* see, (count, heads, context and length, size)."""
+def _of_this_layer(row: PackedRow) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+    """Return keys and values of the prefix that is not in *row*, if there is one."""
+    if row.before is None:
+        return None, None
+    # The last layer may attend twice.
+    return row.before.layers[min(row.attention_calls, len(row.before.layers)) - 1]
+
+
+def _seen(states: torch.Tensor, group: Group, before: torch.Tensor | None) -> torch.Tensor:
+    """Return what the segments of *group* see, (count, heads, context and length, size).
+
+    Of a context that is not in the row, *before* has the states.
+    """
     own = _cut(states, group.start, group.count, group.length)
     if group.context is None:
         return own
-    shared = _cut(states, group.context[0], 1, group.context[1])
+    if before is not None and group.context[0] < 0:
+        shared = before
+    else:
+        shared = _cut(states, group.context[0], 1, group.context[1])
     return torch.cat([shared.expand(group.count, -1, -1, -1), own], dim=2)
 
 

@@ -23,6 +23,7 @@ from rerank_plugins.scorers.torch.by_length import (
 from rerank_plugins.scorers.torch.hardware import fast_bf16
 from rerank_plugins.scorers.torch.linear import ROWS_AT_A_TIME
 from rerank_plugins.scorers.torch.quantized import group_of
+from rerank_plugins.scorers.torch.row import KEPT_BYTES
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -143,7 +144,7 @@ def estimate(
     * attention weights, heads x tokens x longest, where they are kept: in plain matrix products
       (pairs of up to `LONGEST_BY_PRODUCTS` tokens), and in architectures that run padded; of a
       language model those of a step of queries, twice, and keys and values once more for as many
-      pairs as see their prefix in one call;
+      pairs as see their prefix in one call, and of the prefix that is kept;
     * the largest weight twice more, widened and then reordered for its product.
     """
     size = BYTES[precision.arithmetic]
@@ -264,7 +265,7 @@ def _causal_attention_bytes(shape: _Shape, size: int, row: int, longest: int, de
         return (ATTENDED + 1) * row * a_key
     # Weights twice, for a softmax.
     weights = FEWEST_QUERIES * shape.heads * longest * size
-    return 2 * max(WEIGHTS_BYTES, weights) + max(WEIGHTS_BYTES, longest * a_key)
+    return 2 * max(WEIGHTS_BYTES, weights) + max(WEIGHTS_BYTES, longest * a_key) + KEPT_BYTES
 
 
 def _attention_weights(

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from rerank_plugins.scorers.torch.attention import IMPLEMENTATION, KeysKeptError
-from rerank_plugins.scorers.torch.row import PackedRow, Segment
+from rerank_plugins.scorers.torch.row import BEFORE, KEPT_BYTES, KeptPrefix, PackedRow, Segment
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -54,6 +54,8 @@ class PackedExecution:
         self._segments = segments
         self._causal = layout.causal
         self._reads_one = layout.reads_one_token(backbone.config.to_dict())
+        self._prefix: KeptPrefix | None = None
+        self._kept_bytes = 0
         self._last_call = 0
         self._last_window: int | None = None
         backbone.set_attn_implementation(IMPLEMENTATION)
@@ -64,15 +66,35 @@ class PackedExecution:
 
     def run(self, pairs: Sequence[TokenPair]) -> torch.Tensor:
         """Return (pairs, labels) float32 on the model's device."""
-        segments, stretches, order = _lay_out(pairs)
-        row = PackedRow(segments, self._device, causal=self._causal)
+        before, keeping = self._known(pairs)
+        segments, stretches, order = _lay_out(pairs, before=before is not None)
+        row = PackedRow(segments, self._device, causal=self._causal, before=before, keeping=keeping)
         labels = self._run_row(stretches, [pairs[i] for i in order], row).float()  # (pairs, labels)
+        if keeping is not None:
+            self._prefix = keeping
         restored = torch.empty_like(labels)
         restored[torch.tensor(order, device=self._device)] = labels
         return restored
 
+    def _known(self, pairs: Sequence[TokenPair]) -> tuple[KeptPrefix | None, KeptPrefix | None]:
+        """Return what is known of the one prefix of *pairs*, or what is to be kept of it.
+
+        The batches of a query follow each other. Large ones, on a GPU, are few.
+        """
+        prefix = pairs[0].prefix
+        if prefix is None or self._device.type != "cpu":
+            return None, None
+        if any(pair.prefix is None or pair.prefix.key != prefix.key for pair in pairs):
+            return None, None
+        if self._prefix is not None and self._prefix.key == prefix.key:
+            return self._prefix, None
+        if prefix.tokens * self._kept_bytes > KEPT_BYTES:
+            return None, None
+        return None, KeptPrefix(prefix.key, prefix.tokens)
+
     def close(self) -> None:
         """Let go of the model, which would else wait for the garbage collector."""
+        self._prefix = None
         for layer in self._layers:
             del layer.forward
         self._model = None
@@ -118,11 +140,13 @@ class PackedExecution:
 
         Returns whether attention was called once for each, with the row.
         """
-        row = PackedRow([Segment(1)], self._device, causal=self._causal)
+        one = KeptPrefix(b"", 1)
+        row = PackedRow([Segment(1)], self._device, causal=self._causal, keeping=one)
         token = torch.zeros(1, 1, dtype=torch.long, device=self._device)
         with torch.inference_mode():
             self._model(input_ids=token, position_ids=token + self._first_position, packed_row=row)
         self._last_call = row.layer_calls
+        self._kept_bytes = sum(part.nbytes for layer in one.layers for part in layer)
         # The window is that of the last layer, in which one token alone would be elsewhere.
         self._last_window = row.window
         return 0 < row.layer_calls == row.attention_calls
@@ -162,11 +186,12 @@ class PackedExecution:
 
 
 def _lay_out(
-    pairs: Sequence[TokenPair],
+    pairs: Sequence[TokenPair], *, before: bool = False
 ) -> tuple[list[Segment], list[Stretch], list[int]]:
     """Return a row's segments, their ids, and the order in which the pairs lie in it.
 
-    A prefix comes once, before the pairs that begin with it; neighbours are of similar length.
+    A prefix comes once, before the pairs that begin with it, or not at all where it was *before*
+    the row; neighbours are of similar length.
     """
     sharing: dict[bytes | None, list[int]] = {}
     for i, pair in enumerate(pairs):
@@ -177,13 +202,15 @@ def _lay_out(
     for members in sharing.values():
         members.sort(key=lambda i: len(pairs[i].ids))
         prefix, after = pairs[members[0]].prefix, None
-        if prefix is not None:
+        if before:
+            after = BEFORE
+        elif prefix is not None:
             after = len(segments)
             segments.append(Segment(prefix.tokens, read=False))
             stretches.append((prefix.ids, 0))
-        before = prefix.tokens if prefix is not None else 0
+        shared = prefix.tokens if prefix is not None else 0
         segments += [Segment(len(pairs[i].ids), after) for i in members]
-        stretches += [(pairs[i].ids, before) for i in members]
+        stretches += [(pairs[i].ids, shared) for i in members]
         order += members
     return segments, stretches, order
 

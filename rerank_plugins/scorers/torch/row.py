@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import accumulate, groupby
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
@@ -13,10 +13,18 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 
+BEFORE: Final = -1
+"""The number of the segment that is not in the row: the `KeptPrefix` of an earlier one."""
+
+KEPT_BYTES: Final = 64_000_000
+"""Keys and values of a prefix that are kept: of 500 tokens of Qwen3-Reranker-0.6B's shape."""
+
+
 class Segment(NamedTuple):
     """A stretch of a row whose tokens see each other, and one of which is read where ``read``.
 
-    They also see those of the segment with the number ``after``, where there is one.
+    They also see those of the segment with the number ``after``, where there is one; it may be
+    `BEFORE`.
     """
 
     length: int
@@ -29,7 +37,8 @@ class Group:
     """Neighbours of one kind in a row: *count* segments of *length* tokens.
 
     ``start`` is the first token of the first of them, ``pair`` the number of its pair, None where
-    they are not read. ``context`` is (start, length) of the tokens that all of them see too.
+    they are not read. ``context`` is (start, length) of the tokens that all of them see too; its
+    start is negative where they are not in the row.
     """
 
     start: int
@@ -37,6 +46,24 @@ class Group:
     count: int
     length: int
     context: tuple[int, int] | None
+
+
+@dataclass(slots=True)
+class KeptPrefix:
+    """What the tokens of a prefix are to those after them: keys and values of every layer.
+
+    ``key`` is the prefix's digest, ``tokens`` its length. ``layers`` has keys and values of each layer,
+    (1, heads, tokens, size), in the order in which they attend.
+    """
+
+    key: bytes
+    tokens: int
+    layers: list[tuple[torch.Tensor, torch.Tensor]] = field(default_factory=list)
+
+    def add(self, keys: torch.Tensor, values: torch.Tensor) -> None:
+        """Keep a copy of what a layer, whose row begins with the prefix, attends to of it."""
+        kept = (keys[:, :, : self.tokens].clone(), values[:, :, : self.tokens].clone())
+        self.layers.append(kept)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +86,8 @@ class PackedRow:
     Segments of one length and context should be neighbours: they share a call. With ``causal`` a
     token sees those before it, and each pair's last token is read, else its first. ``keys_only``
     makes attention leave the keys and values of the whole row in ``kept`` and stop; while they are
-    kept, queries are those of the read tokens.
+    kept, queries are those of the read tokens. ``before`` is what is known of the prefix that the
+    segments after `BEFORE` have; ``keeping`` takes what the first segment is to others.
     """
 
     segments: Sequence[Segment]
@@ -70,6 +98,8 @@ class PackedRow:
     window: int | None = None
     keys_only: bool = False
     kept: tuple[torch.Tensor, torch.Tensor] | None = None
+    before: KeptPrefix | None = None
+    keeping: KeptPrefix | None = None
     ends: list[int] = field(init=False)
     """Where each segment starts, and where the last one ends."""
 
@@ -137,6 +167,8 @@ class PackedRow:
         return Keys(index, offsets, max(lengths))
 
     def _span(self, number: int) -> tuple[int, int]:
+        if number == BEFORE and self.before is not None:
+            return -self.before.tokens, self.before.tokens
         return self.ends[number], self.segments[number].length
 
     def _tensor(self, values: Sequence[int]) -> torch.Tensor:

@@ -146,8 +146,8 @@ def test_pairs_of_one_kind_attend_in_as_many_calls_as_memory_asks_for(
     copied: list[int] = []
     seen = by_length._seen
 
-    def noted(part: torch.Tensor, group: Group) -> torch.Tensor:
-        copy = seen(part, group)
+    def noted(part: torch.Tensor, group: Group, before: torch.Tensor | None) -> torch.Tensor:
+        copy = seen(part, group, before)
         if group.context is not None:
             copied.append(copy.nbytes)
         return copy

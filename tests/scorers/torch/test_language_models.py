@@ -11,6 +11,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from rerank_plugins.scorers.torch import packed, row
 from tests.language_cards import ENDS, QWEN_SUFFIX, ModelCard
 from tests.scorers.torch.conftest import open_exact
 from tests.tiny_language_models import SPECIAL_TEXTS, make_language_pairs, write_language_model
@@ -175,6 +176,49 @@ def test_documents_of_one_query_have_the_logits_of_the_card(
 
     expected = model.card.logits([("where is the cat", text) for text in texts])
     assert_equal(model.scorer.forward(encoded), expected)
+
+
+@pytest.mark.parametrize(("name", "family"), SMALL)
+@pytest.mark.parametrize("kept_bytes", [row.KEPT_BYTES, 0])
+def test_batch_after_batch_of_a_query_has_the_logits_of_the_card_and_its_prefix_once(
+    kept_bytes: int,
+    name: str,
+    family: str,
+    asked: Callable[..., Asked],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Where its keys and values are few enough to be kept; other queries come in between."""
+    monkeypatch.setattr(packed, "KEPT_BYTES", kept_bytes)
+    model = asked(name, family)
+    scorer = model.open()
+    computed: list[int] = []
+    scorer._execution._model.register_forward_pre_hook(  # type: ignore[union-attr]
+        lambda _, __, given: computed.append(given["input_ids"].shape[1]), with_kwargs=True
+    )
+    texts = [document for _, document in model.pairs[:30]]
+    cat, dog = (scorer.encode(f"where is the {animal}", texts) for animal in ("cat", "dog"))
+    batches = [cat[:9], cat[9:12], dog[:1], cat[12:20] + dog[1:5], dog[5:30], cat[20:30]]
+
+    found = np.concatenate([scorer.forward(batch) for batch in batches])
+
+    pairs = [("where is the cat", text) for text in texts]
+    pairs += [("where is the dog", text) for text in texts]
+    of_pair = dict(zip(pairs, model.card.logits(pairs), strict=True))
+    of_query = {id(pair): "cat" for pair in cat} | {id(pair): "dog" for pair in dog}
+    order = [
+        (f"where is the {of_query[id(pair)]}", texts[(cat + dog).index(pair) % 30])
+        for batch in batches
+        for pair in batch
+    ]
+    assert_equal(found, np.array([of_pair[pair] for pair in order], dtype=np.float32))
+    own = [sum(len(pair.ids) for pair in batch) for batch in batches]
+    prefixes = [total - tokens for total, tokens in zip(computed, own, strict=True)]
+    one, other = cat[0].prefix.tokens, dog[0].prefix.tokens  # type: ignore[union-attr]
+    if kept_bytes:
+        assert prefixes == [one, 0, other, one + other, 0, one]
+    else:
+        assert prefixes == [one, one, other, one + other, other, one]
+    scorer.close()
 
 
 @pytest.mark.parametrize("name", ["qwen3 classifier", "qwen2 classifier"])
