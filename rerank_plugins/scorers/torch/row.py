@@ -52,8 +52,8 @@ class Group:
 class KeptPrefix:
     """What the tokens of a prefix are to those after them: keys and values of every layer.
 
-    ``key`` is the prefix's digest, ``tokens`` its length. ``layers`` has the keys and values of each
-    layer, (1, heads, tokens, size), in the order in which they attend.
+    ``key`` is the prefix's digest, ``tokens`` its length. ``layers`` has keys and values of each,
+    (1, heads, tokens, size), in the order in which layers attend.
     """
 
     key: bytes
