@@ -22,8 +22,8 @@ from traffic import ClosedLoop, LoopWatch, in_ms
 from workloads import SHAPES, Request, make_requests, turned
 
 from rerank_plugins import Reranker
-from rerank_plugins.config import EMBEDDED
 from rerank_plugins.errors import RerankError
+from rerank_plugins.settings import EMBEDDED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -6,7 +6,6 @@ import threading
 import time
 from typing import TYPE_CHECKING, Final, Self
 
-from rerank_plugins.config import LEXICAL, RETRIEVAL_ORDER
 from rerank_plugins.errors import (
     ClosedError,
     ConfigError,
@@ -22,6 +21,7 @@ from rerank_plugins.errors import (
 )
 from rerank_plugins.jobs import deadline_after
 from rerank_plugins.screening import NOT_SCORED
+from rerank_plugins.settings import LEXICAL, RETRIEVAL_ORDER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Self, TypedDict, TypeVar, Unpack
 from pydantic import Field, PrivateAttr, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from rerank_plugins.config import RerankConfig, Settings
+from rerank_plugins.config import RerankConfig
 from rerank_plugins.errors import ConfigError, InputTypeError
 from rerank_plugins.reranker import Reranker
+from rerank_plugins.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence

@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rerank_plugins.candidates import ALL, Chosen, choose
-from rerank_plugins.config import RETRIEVAL_ORDER
 from rerank_plugins.jobs import CachedPair
 from rerank_plugins.screening import NOT_SCORED
+from rerank_plugins.settings import RETRIEVAL_ORDER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,11 +13,12 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rerank_plugins.config import EMBEDDED, LEXICAL, RerankConfig
+from rerank_plugins.config import RerankConfig
 from rerank_plugins.engine import Engine
 from rerank_plugins.errors import ClosedError, ConfigError
 from rerank_plugins.options import Backend
 from rerank_plugins.scorers import open_scorer
+from rerank_plugins.settings import EMBEDDED, LEXICAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence

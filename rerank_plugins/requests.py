@@ -8,10 +8,10 @@ from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, NamedTuple, TypeGuard, TypeVar, overload
 
 from rerank_plugins.candidates import ALL, Choice, Chosen
-from rerank_plugins.config import LONGEST_TIMEOUT_S, Settings
 from rerank_plugins.errors import InputError, InputTypeError, PluginError
 from rerank_plugins.jobs import Job
 from rerank_plugins.options import Duplicates, Priority
+from rerank_plugins.settings import LONGEST_TIMEOUT_S, Settings
 
 if TYPE_CHECKING:
     from rerank_plugins.reporting import Report

@@ -9,7 +9,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Self, TypeVar, Unpack
 
 from rerank_plugins.cleaning import Cleaner
-from rerank_plugins.config import EMBEDDED, RerankConfig
+from rerank_plugins.config import RerankConfig
 from rerank_plugins.errors import ConfigError
 from rerank_plugins.finishing import ranking_of, scores_of
 from rerank_plugins.protocols import AnyScorer, Scorer
@@ -17,6 +17,7 @@ from rerank_plugins.registry import Leases
 from rerank_plugins.reporting import reported_if_refused
 from rerank_plugins.requests import Keep, choice_of, priority_of, rank_call, score_call
 from rerank_plugins.serving import Serving
+from rerank_plugins.settings import EMBEDDED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Final
 from rerank_plugins.cli.output import print_json, print_line, print_note
 from rerank_plugins.cli.settings import add_settings, chosen_config
 from rerank_plugins.cli.table import aligned
-from rerank_plugins.config import EMBEDDED, LEXICAL
 from rerank_plugins.errors import InputError
+from rerank_plugins.settings import EMBEDDED, LEXICAL
 
 if TYPE_CHECKING:
     import argparse

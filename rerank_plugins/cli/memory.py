@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Final, TypedDict
 
-from rerank_plugins.config import EMBEDDED, LEXICAL
 from rerank_plugins.errors import RerankError
 from rerank_plugins.options import Backend
+from rerank_plugins.settings import EMBEDDED, LEXICAL
 
 if TYPE_CHECKING:
     from rerank_plugins.config import RerankConfig

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
-from rerank_plugins.config import ENV_PREFIX, FUNCTION_SETTINGS, RerankConfig
+from rerank_plugins.config import ENV_PREFIX, RerankConfig
+from rerank_plugins.settings import FUNCTION_SETTINGS
 
 if TYPE_CHECKING:
     from collections.abc import Collection

@@ -5,8 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from rerank_plugins.config import EMBEDDED, LEXICAL
 from rerank_plugins.options import Backend, Precision
+from rerank_plugins.settings import EMBEDDED, LEXICAL
 
 if TYPE_CHECKING:
     from rerank_plugins.config import RerankConfig

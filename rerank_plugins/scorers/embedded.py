@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Self
 import numpy as np
 from cachetools import LRUCache
 
-from rerank_plugins.config import EMBEDDED
 from rerank_plugins.errors import (
     ConfigError,
     ModelLoadError,
@@ -29,6 +28,7 @@ from rerank_plugins.models.embedded_model import (
     split_windows,
 )
 from rerank_plugins.scorers.runtime import import_onnxruntime, session_options
+from rerank_plugins.settings import EMBEDDED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

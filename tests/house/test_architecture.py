@@ -16,6 +16,7 @@ import rerank_plugins
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
     ("results", "events", "options", "breaker"),
+    ("settings",),
     ("config",),
     ("protocols",),
     ("text", "models"),

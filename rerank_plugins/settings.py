@@ -1,0 +1,344 @@
+"""The settings as fields, which every door inherits, each with what it may be."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic.json_schema import SkipJsonSchema
+
+from rerank_plugins.events import Observer
+from rerank_plugins.options import (
+    WEIGHT_ONLY,
+    Activation,
+    Backend,
+    Duplicates,
+    LongDocuments,
+    OnError,
+    Precision,
+    Priority,
+    SpecialTokens,
+    Truncation,
+    WhenFull,
+    WindowScore,
+)
+
+FUNCTION_SETTINGS = frozenset({"normalizer", "language_detector", "text_hook", "observers"})
+"""Settings that are functions or objects: no variable and no flag can hold them."""
+
+EMBEDDED = "embedded"
+"""The model that ships with this package: English, no download."""
+
+LEXICAL = "lexical"
+"""Word overlap weighted by background frequencies: any language, no model."""
+
+RETRIEVAL_ORDER = "retrieval_order"
+"""The end of a fallback chain: documents as they were given, best first."""
+
+LONGEST_TIMEOUT_S = 4_000_000
+"""Longest wait in seconds, 46 days: what the locks of every platform can wait for."""
+
+MOST_REPLICAS = 256
+"""Most copies of a model: more than a machine has devices, and few enough to be opened."""
+
+_DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]+)?")
+
+
+_NOT_TOGETHER: dict[tuple[Backend, Precision], str] = {
+    (Backend.ONNX, Precision.BF16): 'take "fp32" or "fp16", or leave backend out',
+    (Backend.ONNX, Precision.INT4): 'take "int8", or leave backend out',
+}
+"""Backends with precisions that they cannot compute in, and what to do."""
+
+
+class Settings(BaseModel):
+    """The settings of a reranker, as fields that every door inherits.
+
+    Functions (``normalizer``, ``language_detector``, ``text_hook``) are plugged in by value;
+    ``"default"`` stands for this package's own, None switches the step off.
+    """
+
+    model_config = ConfigDict(arbitrary_types_allowed=True, protected_namespaces=())
+
+    model: str = Field(
+        default=EMBEDDED,
+        description='"embedded", "lexical", a Hugging Face id, or a local folder or ONNX file',
+    )
+    backend: Backend = Field(default=Backend.AUTO, description="what runs the model")
+    device: str = Field(
+        default="auto",
+        description='"auto", "cpu", "cuda", "cuda:N" or "mps", as far as it is there',
+    )
+    precision: Precision = Field(default=Precision.AUTO, description="number format of the weights")
+    max_length: int | None = Field(
+        default=None,
+        ge=8,
+        description="longest pair in tokens; the model's own limit where not set",
+    )
+    truncation: Truncation = Field(
+        default=Truncation.AUTO, description="what is cut beyond max_length"
+    )
+    long_documents: LongDocuments = Field(
+        default=LongDocuments.TRUNCATE,
+        description="whether what is beyond max_length of a document is cut, or scored in windows",
+    )
+    window_overlap: int = Field(
+        default=64, ge=0, description="tokens that neighbouring windows share"
+    )
+    window_score: WindowScore = Field(
+        default=WindowScore.MAX, description="what the logits of the windows come to"
+    )
+    special_tokens: SpecialTokens = Field(
+        default=SpecialTokens.PLAIN,
+        description='whether text such as "</s>" is plain text or the token of that name',
+    )
+    family: str = Field(
+        default="auto",
+        description="how a language model is asked: a family by name, or a JSON file of one",
+    )
+    instruction: str | None = Field(
+        default=None,
+        description="what a language model is told to look for; its family's own where not set",
+    )
+    activation: Activation = Field(default=Activation.AUTO, description="logit to score")
+    normalizer: Literal["default"] | SkipJsonSchema[Callable[[str], str]] | None = Field(
+        default="default", description="cleans the scored text; None scores texts as they are"
+    )
+    language_detector: Literal["default"] | SkipJsonSchema[Callable[[str], str | None]] | None = (
+        Field(default="default", description="names the language of a text")
+    )
+    text_hook: SkipJsonSchema[Callable[[str, str | None, Any], str]] | None = Field(
+        default=None, description="sees (text, language, role) and returns the text to score"
+    )
+    language_models: Mapping[str, str] = Field(
+        default_factory=dict, description="query language (ISO 639-1) to the model that answers it"
+    )
+    duplicates: Duplicates = Field(
+        default=Duplicates.KEEP, description="documents of a text that came before: keep or drop"
+    )
+    near_duplicates: float | None = Field(
+        default=None,
+        gt=0,
+        le=1,
+        description="share of word sequences from which two documents count as duplicates",
+    )
+    max_candidates: int | None = Field(
+        default=None,
+        ge=1,
+        description="documents that the model sees at most; the lexical scorer picks them",
+    )
+    cache_entries: int = Field(
+        default=50_000, ge=0, description="pairs kept in the cache; 0 turns it off"
+    )
+    batch_tokens: int | None = Field(
+        default=None, ge=1, description="tokens in one batch; the scorer's own budget where not set"
+    )
+    queue_tokens: int = Field(
+        default=4_000_000, ge=1, description="tokens that may wait before QueueFullError"
+    )
+    when_full: WhenFull = Field(
+        default=WhenFull.RAISE,
+        description="whether a request waits for room in a full queue, or gets QueueFullError",
+    )
+    priority: Priority = Field(
+        default=Priority.INTERACTIVE,
+        description="whether requests may pass bulk ones, or are bulk themselves",
+    )
+    max_wait_s: float = Field(
+        default=0.0,
+        ge=0,
+        le=60,
+        allow_inf_nan=False,
+        description="seconds that pairs may wait for a batch to fill while the engine is busy",
+    )
+    replicas: int | Sequence[str] = Field(
+        default=1,
+        description="copies of the model that share one queue: how many, or one for each device",
+    )
+    timeout_s: float | None = Field(
+        default=None,
+        gt=0,
+        le=LONGEST_TIMEOUT_S,
+        description="seconds a request may take; no limit where not set",
+    )
+    on_error: OnError = Field(
+        default=OnError.RAISE,
+        description="whether a request that the model cannot answer fails, or falls back",
+    )
+    fallback: Sequence[str] = Field(
+        default=("embedded", "lexical", RETRIEVAL_ORDER),
+        description="who answers instead, in this order: models, or the order as it was given",
+    )
+    observers: SkipJsonSchema[Sequence[Observer]] = Field(
+        default=(), description="are told of every batch, request and change of state"
+    )
+    revision: str | None = Field(default=None, description="branch, tag or commit on the hub")
+    local_files_only: bool = Field(default=False, description="never ask the hub")
+    trust_remote_code: bool = Field(
+        default=False, description="run the Python code that a model brings along"
+    )
+    allow_pickle: bool = Field(
+        default=False, description="open pickled weights, which can run code, where no others are"
+    )
+
+    @field_validator("device")
+    @classmethod
+    def _device_is_one(cls, value: str) -> str:
+        if not _DEVICE.fullmatch(value):
+            raise ValueError('expected "auto", "cpu", "cuda", "cuda:N" or "mps"')
+        return value
+
+    @field_validator(
+        "max_length",
+        "window_overlap",
+        "near_duplicates",
+        "max_candidates",
+        "cache_entries",
+        "batch_tokens",
+        "queue_tokens",
+        "max_wait_s",
+        "replicas",
+        "timeout_s",
+        mode="before",
+    )
+    @classmethod
+    def _truth_is_no_number(cls, value: object) -> object:
+        # True would count as 1.
+        if isinstance(value, bool):
+            raise ValueError("expected a number")  # noqa: TRY004  pydantic wants it
+        return value
+
+    @field_validator("replicas", mode="before")
+    @classmethod
+    def _replicas_are_written_out(cls, value: object) -> object:
+        if isinstance(value, str):
+            value = int(value) if value.strip().isdecimal() else _words(value)
+        if isinstance(value, int):
+            return value
+        return _listed(value, str, "a whole number, or a list of devices")
+
+    @field_validator("replicas")
+    @classmethod
+    def _replicas_are_some(cls, value: int | Sequence[str]) -> int | Sequence[str]:
+        number = value if isinstance(value, int) else len(value)
+        if not 1 <= number <= MOST_REPLICAS:
+            raise ValueError(f"expected a number from 1 to {MOST_REPLICAS}, or a list of devices")
+        for device in () if isinstance(value, int) else value:
+            if device == "auto" or not _DEVICE.fullmatch(device):
+                raise ValueError('a device of a replica is "cpu", "cuda", "cuda:N" or "mps"')
+        return value
+
+    @field_validator("fallback", mode="before")
+    @classmethod
+    def _fallbacks_are_written_out(cls, value: object) -> object:
+        names = _words(value) if isinstance(value, str) else value
+        return tuple(name.strip() for name in _listed(names, str, "a list of names"))
+
+    @field_validator("fallback")
+    @classmethod
+    def _fallbacks_are_names(cls, value: Sequence[str]) -> Sequence[str]:
+        if not all(value):
+            raise ValueError("a name is blank")
+        if RETRIEVAL_ORDER in value[:-1]:
+            raise ValueError(f"{RETRIEVAL_ORDER!r} always answers, so nothing may stand behind it")
+        if len(set(value)) < len(value):
+            raise ValueError("a name stands twice")
+        for name in value:
+            # A slip would be found only when the model fails, and then looked for on the hub.
+            meant = name.casefold().replace("-", "_")
+            if meant in (EMBEDDED, LEXICAL, RETRIEVAL_ORDER) and meant != name:
+                raise ValueError(f"{name!r} is no model; it is written {meant!r}")
+        return value
+
+    @field_validator("observers", mode="before")
+    @classmethod
+    def _observers_are_listed(cls, value: object) -> object:
+        return _listed(value, Observer, "a list of Observer objects, as in [observer]")
+
+    @field_validator("instruction")
+    @classmethod
+    def _instruction_says_something(cls, value: str | None) -> str | None:
+        if value is not None and not value.strip():
+            raise ValueError("blank; leave it out for the model's own instruction")
+        try:
+            (value or "").encode()
+        except UnicodeEncodeError:
+            raise ValueError("holds a lone surrogate, which is no text") from None
+        return value
+
+    @field_validator("language_models")
+    @classmethod
+    def _codes_are_lower_case(cls, value: Mapping[str, str]) -> Mapping[str, str]:
+        for code in value:
+            if not (code.isascii() and code.isalpha() and code.islower()):
+                raise ValueError(f"{code!r} is not a lower-case ISO 639-1 code such as 'zh'")
+        return dict(value)
+
+    @model_validator(mode="after")
+    def _backend_suits_model(self) -> Self:
+        if not self.model.strip():
+            raise ValueError(
+                'model is blank; leave it out for the embedded model, or use "lexical"'
+            )
+        if self.backend is Backend.LEXICAL and self.model not in (EMBEDDED, LEXICAL):
+            raise ValueError(f'backend="lexical" loads no model, but model is {self.model!r}')
+        if self.backend is Backend.ONNX and self.model == LEXICAL:
+            raise ValueError('model="lexical" has no ONNX file; leave backend out')
+        if self.backend is Backend.TORCH and self.model in (EMBEDDED, LEXICAL):
+            raise ValueError(f'model="{self.model}" has no PyTorch weights; leave backend out')
+        if self.backend is Backend.TORCH and self.model.endswith(".onnx"):
+            raise ValueError(f'backend="torch" runs no ONNX file, but model is {self.model!r}')
+        return self
+
+    @model_validator(mode="after")
+    def _fallback_is_some(self) -> Self:
+        if self.on_error is OnError.FALLBACK and not self.fallback:
+            raise ValueError('on_error="fallback" needs a fallback; name at least one')
+        return self
+
+    @model_validator(mode="after")
+    def _backend_suits_numbers(self) -> Self:
+        is_file = self.backend is Backend.AUTO and self.model.endswith(".onnx")
+        backend = Backend.ONNX if is_file else self.backend
+        if (backend, self.precision) in _NOT_TOGETHER:
+            other = _NOT_TOGETHER[backend, self.precision]
+            what = f"the ONNX file {self.model!r}" if is_file else f'backend="{backend}"'
+            if is_file:
+                other = "leave it out, or name a folder with PyTorch weights"
+            raise ValueError(f'{what} does not take precision="{self.precision}"; {other}')
+        if self.backend is Backend.ONNX and self.device == "mps":
+            raise ValueError('backend="onnx" does not take device="mps"; leave backend out')
+        if self.precision in WEIGHT_ONLY and self.device == "mps":
+            raise ValueError(
+                f'precision="{self.precision}" does not take device="mps"; leave precision out'
+            )
+        return self
+
+    def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
+        # A plugged-in object is named by its type, for its own repr may hold a secret.
+        for name, value in super().__repr_args__():
+            yield name, without_reprs(value) if name in FUNCTION_SETTINGS else value
+
+
+def _listed(value: object, kind: type, expected: str) -> tuple[Any, ...]:
+    """Return the members of a list of *kind*; a set is none, for it has no order."""
+    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
+        raise ValueError(f"expected {expected}")  # noqa: TRY004  pydantic wants it
+    if not all(isinstance(member, kind) for member in value):
+        raise ValueError(f"expected {expected}")
+    return tuple(value)
+
+
+def without_reprs(plugin: object) -> object:
+    """Return what stands for a setting that is a function or objects: names, and no reprs."""
+    if isinstance(plugin, list | tuple):
+        return tuple(map(without_reprs, plugin))
+    if plugin is None or isinstance(plugin, str | int | float):
+        return plugin
+    return str(getattr(plugin, "__qualname__", type(plugin).__qualname__))
+
+
+def _words(value: str) -> tuple[str, ...]:
+    return tuple(filter(None, (part.strip() for part in value.split(","))))
