@@ -31,8 +31,9 @@ class EncodedPair(Protocol):
     """A pair as its scorer wants it, made by `Scorer.encode` and read by `Scorer.forward`.
 
     It may also have a ``prefix``: a `SharedPrefix`, or None. A scorer whose batches are not padded
-    then computes each prefix once a batch at most, and pairs that share one travel together: a batch has up
-    to ``batch_tokens`` of its pairs' own tokens and of further prefixes, and the first prefix.
+    then computes each prefix once a batch at most, and pairs that share one travel together: a
+    batch has up to ``batch_tokens`` of its pairs' own tokens and of further prefixes, and the first
+    prefix.
     """
 
     @property

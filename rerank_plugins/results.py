@@ -110,8 +110,9 @@ class EngineStats:
     waited for a pair that another request, or the same one, was scoring already. Each of
     ``cache_misses`` ends as scored, ``pairs_failed`` or, where nobody waits any more,
     ``pairs_dropped``. ``tokens_scored`` counts what was computed: a prefix that pairs share once a
-    batch, where the scorer shares it, though it may keep that for the next batch. ``tokens_padded`` counts the padding that was computed
-    beside, ``tokens_waiting`` what the queue holds, where such a prefix counts once.
+    batch, where the scorer shares it, though it may keep that for the next batch.
+    ``tokens_padded`` counts the padding that was computed beside, ``tokens_waiting`` what the queue
+    holds, where such a prefix counts once.
     ``out_of_memory`` counts the batches that did not fit,
     ``workers_replaced`` the workers that died and were replaced. ``replicas`` is how many work now,
     ``batch_tokens`` the smallest token budget among them; both are 0 before the model is opened.
