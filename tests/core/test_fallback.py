@@ -12,6 +12,8 @@ import pytest
 
 from rerank_plugins import Reranker
 from rerank_plugins.breaker import FAILURES_TO_OPEN, State
+from rerank_plugins.cleaning import Cleaner
+from rerank_plugins.config import RerankConfig
 from rerank_plugins.errors import (
     ClosedError,
     ConfigError,
@@ -31,7 +33,6 @@ from rerank_plugins.testing import FakeScorer
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 
-    from rerank_plugins.config import RerankConfig
     from rerank_plugins.results import Ranking
 
     Models = dict[str, Any]
@@ -78,6 +79,12 @@ class BrokenScorer(FakeScorer):
 def models() -> dict[str, FakeScorer | Exception | Callable[[], FakeScorer]]:
     """What each model's name opens as: a scorer, or what opening it raises."""
     return {"embedded": FakeScorer(name="embedded"), "lexical": FakeScorer(name="lexical")}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _detector_is_loaded() -> None:
+    """Loading it takes longer than some deadlines here."""
+    Cleaner.from_config(RerankConfig()).warm_up()
 
 
 @pytest.fixture
@@ -192,7 +199,7 @@ async def test_a_hanging_model_is_answered_for_at_the_deadline(
 ) -> None:
     gated = models["big"] = GatedScorer()
     try:
-        found = await asyncio.wait_for(rank(open_model(), timeout_s=0.5), HANG_S)
+        found = await asyncio.wait_for(rank(open_model(), timeout_s=3.0), HANG_S)
     finally:
         gated.gate.set()
 
