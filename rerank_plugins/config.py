@@ -3,30 +3,27 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any, Literal, TypedDict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal, TypedDict
 
 from pydantic import ConfigDict, ValidationError
 
 from rerank_plugins.errors import ConfigError
+from rerank_plugins.events import Observer
+from rerank_plugins.options import (
+    Activation,
+    Backend,
+    Duplicates,
+    LongDocuments,
+    OnError,
+    Precision,
+    Priority,
+    SpecialTokens,
+    Truncation,
+    WhenFull,
+    WindowScore,
+)
 from rerank_plugins.settings import FUNCTION_SETTINGS, Settings, without_reprs
-
-if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from rerank_plugins.events import Observer
-    from rerank_plugins.options import (
-        Activation,
-        Backend,
-        Duplicates,
-        LongDocuments,
-        OnError,
-        Precision,
-        Priority,
-        SpecialTokens,
-        Truncation,
-        WhenFull,
-        WindowScore,
-    )
 
 ENV_PREFIX = "RERANK_PLUGINS_"
 

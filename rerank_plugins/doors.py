@@ -13,13 +13,13 @@ from pydantic.json_schema import SkipJsonSchema
 
 from rerank_plugins.config import RerankConfig
 from rerank_plugins.errors import ConfigError, InputTypeError
+from rerank_plugins.options import Duplicates, Priority
 from rerank_plugins.reranker import Reranker
 from rerank_plugins.settings import Settings
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from rerank_plugins.options import Duplicates, Priority
     from rerank_plugins.results import Ranking
 
 T = TypeVar("T")
