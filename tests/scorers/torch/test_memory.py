@@ -12,12 +12,12 @@ import pytest
 import torch
 
 from rerank_plugins.batching import next_batch
-from rerank_plugins.config import WEIGHT_ONLY, Precision
 from rerank_plugins.jobs import Piece, Ticket
 from rerank_plugins.models.encoding import TokenPair
 from rerank_plugins.models.files import find_model
 from rerank_plugins.models.layouts import layout_of
 from rerank_plugins.models.weights import choose_torch
+from rerank_plugins.options import WEIGHT_ONLY, Precision
 from rerank_plugins.scorers.torch import loading, memory, quantized
 from rerank_plugins.scorers.torch.hardware import PrecisionChoice, torch_dtype
 from rerank_plugins.scorers.torch.head import widen_head
