@@ -5,6 +5,7 @@ Every engine gets one request after the other, as a service would, and gives log
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -110,7 +111,10 @@ class OursApart(Ours):
 
         config = self._config(batch)
         own = {name: getattr(config, name) for name in config.model_fields_set - {"model"}}
-        return Reranker(_WholePrompts(open_scorer(config)), **own)
+        # In a thread that ends: one that lives keeps OpenMP's threads from the engine's own.
+        with ThreadPoolExecutor(1) as threads:
+            scorer = threads.submit(open_scorer, config).result()
+        return Reranker(_WholePrompts(scorer), **own)
 
 
 class _WholePrompts:

@@ -192,10 +192,11 @@ def test_a_weight_is_widened_beside_the_rest_while_it_is_used() -> None:
 MEASURE = """
 import json, pathlib, re, sys
 import numpy as np, torch
-from rerank_plugins.config import Precision, RerankConfig
+from rerank_plugins.config import RerankConfig
 from rerank_plugins.models.encoding import Prefix, TokenPair
 from rerank_plugins.models.files import find_model
 from rerank_plugins.models.weights import choose_torch
+from rerank_plugins.options import Precision
 from rerank_plugins.scorers.torch import loading  # its own memory is not the model's
 from rerank_plugins.scorers.torch.hardware import choose_precision
 from rerank_plugins.scorers.torch.memory import estimate, saved_tensors
