@@ -20,6 +20,7 @@ from rerank_plugins import (
 )
 from rerank_plugins.jobs import Job
 from rerank_plugins.options import WhenFull
+from rerank_plugins.room import Turn
 from rerank_plugins.testing import FakeScorer
 
 if TYPE_CHECKING:
@@ -269,8 +270,9 @@ async def test_room_is_for_those_first_who_were_called_and_have_not_come_yet(
 ) -> None:
     with Reranker(scorer, queue_tokens=2) as reranker:
         first = await _busy(reranker, scorer)
-        turn = _line(reranker).join()
-        with pytest.raises(QueueFullError, match=r"^0 tokens are waiting"):
+        turn = Turn()
+        _line(reranker).join(turn)
+        with pytest.raises(QueueFullError, match=r"^other requests wait for room in the queue, 1 "):
             await reranker.arank("q", ["new"])
         assert turn.come.done()
 
