@@ -151,11 +151,15 @@ def estimate(
     shape = _Shape.of(config)
     row = largest_row(config, tokens=tokens, longest=longest)
     at_a_time = min(1.0, ROWS_AT_A_TIME / row) if device == "cpu" and shape.by_rows else 1.0
-    a_token = shape.numbers_a_token(size, at_a_time) * size + 4 * 8 + 4 * 4 * shape.head
+    repeats = not _by_products(precision, device)
+    numbers = shape.numbers_a_token(size, at_a_time, repeats=repeats)
+    a_token = numbers * size + 4 * 8 + 4 * 4 * shape.head
     activations = row * a_token
     if device != "cuda" and shape.windowed:
         activations += MASK_BYTES * longest**2
+    kept = 0
     if shares_prefixes(config):
+        kept = KEPT_BYTES if device == "cpu" else 0
         activations += _causal_attention_bytes(shape, size, row, longest, device)
     # Longer pairs keep no weights, so the batch that does may be another one.
     length, weights = _attention_weights(config, shape, precision, longest, device)
@@ -163,7 +167,7 @@ def estimate(
     largest = max((t.count for t in tensors if t.is_linear), default=0)
     return MemoryEstimate(
         weights=weight_bytes(tensors, precision),
-        activations=int(SLACK * (activations + largest * (2 * size + 1))),
+        activations=int(SLACK * (activations + largest * (2 * size + 1)) + kept),
     )
 
 
@@ -241,16 +245,17 @@ class _Shape:
             windowed=bool(_first(config, "local_attention")),
         )
 
-    def numbers_a_token(self, size: int, at_a_time: float = 1.0) -> float:
+    def numbers_a_token(self, size: int, at_a_time: float = 1.0, *, repeats: bool = True) -> float:
         """Return how many numbers of *size* bytes are alive for a token, where that is most.
 
-        Of the tokens a share *at_a_time* has its intermediate states alive.
+        Of the tokens a share *at_a_time* has its intermediate states alive. Keys and values of
+        fewer heads are copied for each of the queries' where attention *repeats* them.
         """
         queries, keys = self.heads * self.head, self.key_heads * self.head
         attention = 3 * self.hidden + 3 * queries + 2 * keys
         if self.gated:  # the decoders and ModernBERT, whose positions turn queries and keys
             attention += queries + keys
-        if self.key_heads != self.heads:
+        if repeats and self.key_heads != self.heads:
             attention += 2 * queries
         mlp = 3 * self.hidden + (3 if self.gated else 2) * self.intermediate * at_a_time
         norm = 2 * self.hidden + 2 * self.hidden * 4 // size
@@ -265,7 +270,7 @@ def _causal_attention_bytes(shape: _Shape, size: int, row: int, longest: int, de
         return (ATTENDED + 1) * row * a_key
     # Weights twice, for a softmax.
     weights = FEWEST_QUERIES * shape.heads * longest * size
-    return 2 * max(WEIGHTS_BYTES, weights) + max(WEIGHTS_BYTES, longest * a_key) + KEPT_BYTES
+    return 2 * max(WEIGHTS_BYTES, weights) + max(WEIGHTS_BYTES, longest * a_key)
 
 
 def _attention_weights(
@@ -283,11 +288,17 @@ def _attention_weights(
     if layout is not None and not layout.packed:
         # Those for content and both kinds of position, and a softmax in float32.
         return longest, 8 * shape.heads * longest
-    products = device == "cpu" and precision.arithmetic is Precision.BF16
-    if products and fast_bf16() == "AVX512-BF16":
+    if _by_products(precision, device):
         length = min(longest, LONGEST_BY_PRODUCTS)
         return length, 2 * shape.heads * length
     return 0, 0
+
+
+def _by_products(precision: PrecisionChoice, device: str) -> bool:
+    """Whether shorter pairs attend by plain matrix products."""
+    return (
+        device == "cpu" and precision.arithmetic is Precision.BF16 and fast_bf16() == "AVX512-BF16"
+    )
 
 
 def _layout(config: Mapping[str, Any], *, causal: bool | None = None) -> Layout | None:
