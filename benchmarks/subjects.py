@@ -118,7 +118,7 @@ class Infinity:
 
     def ask(self, request: Request) -> list[float]:
         """Score a request from a thread: it has no such door."""
-        raise NotImplementedError
+        raise TypeError("infinity-emb is asked from tasks")
 
     async def aask(self, request: Request) -> list[float]:
         """Score a request from a task."""
