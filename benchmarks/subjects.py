@@ -118,7 +118,7 @@ class Infinity:
 
     def ask(self, request: Request) -> list[float]:
         """Score a request from a thread: it has no such door."""
-        raise TypeError("infinity-emb is asked from tasks")
+        raise TypeError(f"infinity-emb is asked from tasks: {request.query!r:.40}")
 
     async def aask(self, request: Request) -> list[float]:
         """Score a request from a task."""
