@@ -50,6 +50,7 @@ def ranking_of(call: Call, keep: Keep) -> Ranking:
             DroppedDocument(place, group.documents[place], dropped[place], copies.get(place))
             for place in sorted(dropped)
         ),
+        tokens=sum(pairs[place].tokens for place in set(scored)),
     )
 
 

@@ -23,11 +23,12 @@ if TYPE_CHECKING:
 
 
 class CachedPair(NamedTuple):
-    """What is kept of a scored pair."""
+    """What is kept of a scored pair; ``tokens`` is its length as it would cost alone."""
 
     logit: float
     truncated: bool
     window: Window | None = None
+    tokens: int = 0
 
 
 class Job:
@@ -178,6 +179,7 @@ class Ticket:
     begun: bool = False
     _windowed: WindowedPair[EncodedPair] | None = None
     _truncated: bool = False
+    _tokens: int = 0
     _logits: dict[int, float] = field(default_factory=dict)
 
     def take(self, encoded: EncodedPair | WindowedPair[EncodedPair]) -> list[Piece]:
@@ -190,18 +192,20 @@ class Ticket:
             raise ValueError("a document in no windows has no logit")
         self._truncated = bool(encoded.truncated)
         self._windowed = encoded if isinstance(encoded, WindowedPair) else None
-        return [Piece.of(self, place, pair) for place, pair in enumerate(windows)]
+        pieces = [Piece.of(self, place, pair) for place, pair in enumerate(windows)]
+        self._tokens = sum(piece.tokens for piece in pieces)
+        return pieces
 
     def answer(self, place: int, logit: float) -> CachedPair | None:
         """Note the logit of one piece; returns the pair's result once all of them are there."""
         if self._windowed is None:
-            return CachedPair(logit, self._truncated)
+            return CachedPair(logit, self._truncated, tokens=self._tokens)
         self._logits[place] = logit
         count = len(self._windowed.windows)
         if len(self._logits) < count:
             return None
         whole, window = self._windowed.combine([self._logits[i] for i in range(count)])
-        return CachedPair(whole, self._truncated, window)
+        return CachedPair(whole, self._truncated, window, self._tokens)
 
 
 @dataclass(eq=False, slots=True)

@@ -76,7 +76,8 @@ class Ranking:
     turned logits into scores ("sigmoid" or "logit"). ``language`` is the ISO 639-1 code that was
     detected for the query, or None where none was. ``dropped`` are the documents that the settings
     ``duplicates`` and ``max_candidates`` left out, in input order: each document given is there or
-    was ranked, before ``top_n`` and ``score_threshold``. They do not count in `len`.
+    was ranked, before ``top_n`` and ``score_threshold``. They do not count in `len`. ``tokens`` is
+    the length of all pairs that were scored for it, as the scorer read them, cached ones included.
     """
 
     query: str
@@ -85,6 +86,7 @@ class Ranking:
     activation: str
     language: str | None = None
     dropped: tuple[DroppedDocument, ...] = ()
+    tokens: int = 0
 
     def __iter__(self) -> Iterator[RankedDocument]:
         return iter(self.documents)

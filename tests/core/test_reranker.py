@@ -88,6 +88,20 @@ def test_a_document_beyond_the_limit_is_marked_cached_or_not(open_reranker: Open
     assert [[d.cached for d in ranking] for ranking in (fresh, again)] == [[False] * 2, [True] * 2]
 
 
+def test_the_tokens_of_a_ranking_count_each_scored_pair_once_cached_or_not(
+    open_reranker: Opener,
+) -> None:
+    reranker, scorer = open_reranker(duplicates="drop")
+    documents = ["red", "the red fox", "", "red"]
+    first = reranker.rank("red fox", documents, top_n=1)
+    pairs = scorer.encode("red fox", ["red", "the red fox"])
+
+    again = reranker.rank("red fox", documents)
+
+    assert first.tokens == again.tokens == sum(pair.tokens for pair in pairs)
+    assert all(document.cached for document in again if document.text)
+
+
 def test_top_n_threshold_and_min_results(open_reranker: Opener) -> None:
     reranker, _ = open_reranker(activation="logit")
     documents = ["x", "a", "a b", "a b c"]
