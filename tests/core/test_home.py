@@ -62,6 +62,20 @@ def opening(opened: list[Any], make: Callable[[], Any] = Resident) -> Callable[[
     return open_it
 
 
+def signalled_opening(
+    opened: list[Resident], heard: threading.Event, number: int
+) -> Callable[[], Any]:
+    """Open only once the signal *number* has been *heard* in the main thread."""
+    main = threading.main_thread().ident
+    assert main is not None
+
+    def make() -> Resident:
+        call_until(heard, main, number)
+        return Resident()
+
+    return opening(opened, make)
+
+
 def test_each_replica_is_opened_entered_and_closed_in_a_thread_of_its_own(no_leaks: None) -> None:
     opened: list[Resident] = []
     engine = make_engine(*[opening(opened)] * 3)
@@ -168,16 +182,7 @@ def _one_interrupt() -> Iterator[None]:
 def test_an_interrupted_caller_leaves_no_scorer_open_behind_it(no_leaks: None) -> None:
     opened: list[Resident] = []
     go_on = threading.Event()
-    main = threading.main_thread().ident
-    assert main is not None
-
-    def open_it() -> Any:
-        if not opened:
-            call_until(go_on, main, signal.SIGINT)
-        opened.append(Resident())
-        return opened[-1]
-
-    engine = make_engine(open_it)
+    engine = make_engine(signalled_opening(opened, go_on, signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         engine.scorer()
     assert not opened
@@ -195,15 +200,7 @@ def test_an_interrupted_caller_leaves_no_scorer_open_behind_it(no_leaks: None) -
 def test_closing_waits_for_an_opening_that_was_given_up(no_leaks: None) -> None:
     opened: list[Resident] = []
     go_on = threading.Event()
-    main = threading.main_thread().ident
-    assert main is not None
-
-    def open_it() -> Any:
-        call_until(go_on, main, signal.SIGINT)
-        opened.append(Resident())
-        return opened[-1]
-
-    engine = make_engine(open_it)
+    engine = make_engine(signalled_opening(opened, go_on, signal.SIGINT))
     with pytest.raises(KeyboardInterrupt):
         engine.scorer()
     with ThreadPoolExecutor(1) as pool:
@@ -219,19 +216,12 @@ def test_closing_waits_for_an_opening_that_was_given_up(no_leaks: None) -> None:
 def test_a_signal_handler_may_close_the_engine_that_its_thread_is_opening(no_leaks: None) -> None:
     opened: list[Resident] = []
     closed = threading.Event()
-    main = threading.main_thread().ident
-    assert main is not None
-
-    def open_it() -> Any:
-        call_until(closed, main, signal.SIGUSR1)
-        opened.append(Resident())
-        return opened[-1]
 
     def close(*_: object) -> None:
         engine.close()
         closed.set()
 
-    engine = make_engine(open_it)
+    engine = make_engine(signalled_opening(opened, closed, signal.SIGUSR1))
     before = signal.signal(signal.SIGUSR1, close)
     try:
         with pytest.raises(ClosedError):

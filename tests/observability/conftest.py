@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -11,7 +12,10 @@ from rerank_plugins import BatchEvent, LoadEvent, Observer, RequestEvent, Switch
 from rerank_plugins.testing import FakeScorer
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterator, Sequence
+
+    from rerank_plugins import Reranker
+    from rerank_plugins.results import EngineStats
 
 Event = LoadEvent | BatchEvent | RequestEvent | SwitchEvent
 
@@ -72,3 +76,35 @@ def gated(open_reranker: object) -> Iterator[Gated]:
     scorer = Gated()
     yield scorer
     scorer.gate.set()
+
+
+@pytest.fixture
+def rank_behind(gated: Gated) -> Callable[..., None]:
+    """Rank a document, then another while the first is scored, and let both through after a pause.
+
+    The pause begins once *there* sees in the engine's counters that the second has come.
+    """
+
+    def rank(
+        reranker: Reranker,
+        first: str,
+        second: str,
+        *,
+        pause_s: float,
+        there: Callable[[EngineStats], object],
+    ) -> None:
+        threads = [
+            threading.Thread(target=reranker.rank, args=("red fox", [document]))
+            for document in (first, second)
+        ]
+        threads[0].start()
+        assert gated.entered.wait(30)
+        threads[1].start()
+        while not there(reranker.stats()["fake"]):
+            time.sleep(0.001)
+        time.sleep(pause_s)
+        gated.gate.set()
+        for thread in threads:
+            thread.join(30)
+
+    return rank

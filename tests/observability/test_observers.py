@@ -7,8 +7,6 @@ import copy
 import gc
 import logging
 import pickle
-import threading
-import time
 import weakref
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -78,20 +76,13 @@ def test_what_the_cache_answered_is_told_of_as_that(
 
 
 def test_the_wait_of_a_batch_is_that_of_its_oldest_pair(
-    seen: Seen, gated: Gated, open_reranker: Callable[..., tuple[Reranker, FakeScorer]]
+    seen: Seen,
+    gated: Gated,
+    rank_behind: Callable[..., None],
+    open_reranker: Callable[..., tuple[Reranker, FakeScorer]],
 ) -> None:
     reranker, _ = open_reranker(gated, observers=[seen])
-    first = threading.Thread(target=reranker.rank, args=("red fox", ["one"]))
-    first.start()
-    assert gated.entered.wait(30)
-    second = threading.Thread(target=reranker.rank, args=("red fox", ["two"]))
-    second.start()
-    while reranker.stats()["fake"].tokens_waiting == 0:
-        time.sleep(0.001)
-    time.sleep(0.05)
-    gated.gate.set()
-    first.join(30)
-    second.join(30)
+    rank_behind(reranker, "one", "two", pause_s=0.05, there=lambda stats: stats.tokens_waiting)
 
     one, two = seen.batches
     assert one.duration_s >= 0.05

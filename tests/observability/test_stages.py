@@ -163,20 +163,13 @@ def test_opening_the_model_is_a_stage_of_the_first_call_alone(
 
 
 def test_waiting_behind_another_request_is_queue_and_not_forward(
-    seen: Seen, gated: Gated, open_reranker: Callable[..., tuple[Reranker, FakeScorer]]
+    seen: Seen,
+    gated: Gated,
+    rank_behind: Callable[..., None],
+    open_reranker: Callable[..., tuple[Reranker, FakeScorer]],
 ) -> None:
     reranker, _ = open_reranker(gated, observers=[seen])
-    first = threading.Thread(target=reranker.rank, args=("red fox", ["one"]))
-    first.start()
-    assert gated.entered.wait(30)
-    second = threading.Thread(target=reranker.rank, args=("red fox", ["two"]))
-    second.start()
-    while not reranker.stats()["fake"].tokens_waiting:
-        time.sleep(0.001)
-    time.sleep(PAUSE_S)
-    gated.gate.set()
-    first.join(30)
-    second.join(30)
+    rank_behind(reranker, "one", "two", pause_s=PAUSE_S, there=lambda stats: stats.tokens_waiting)
 
     one, two = sorted(seen.requests, key=lambda event: event.started_s)
     assert one.stages.forward >= PAUSE_S
@@ -186,20 +179,13 @@ def test_waiting_behind_another_request_is_queue_and_not_forward(
 
 
 def test_pairs_that_another_request_is_scoring_are_waited_for_as_forward(
-    seen: Seen, gated: Gated, open_reranker: Callable[..., tuple[Reranker, FakeScorer]]
+    seen: Seen,
+    gated: Gated,
+    rank_behind: Callable[..., None],
+    open_reranker: Callable[..., tuple[Reranker, FakeScorer]],
 ) -> None:
     reranker, _ = open_reranker(gated, observers=[seen])
-    first = threading.Thread(target=reranker.rank, args=("red fox", ["same"]))
-    first.start()
-    assert gated.entered.wait(30)
-    second = threading.Thread(target=reranker.rank, args=("red fox", ["same"]))
-    second.start()
-    while not reranker.stats()["fake"].pairs_joined:
-        time.sleep(0.001)
-    time.sleep(PAUSE_S)
-    gated.gate.set()
-    first.join(30)
-    second.join(30)
+    rank_behind(reranker, "same", "same", pause_s=PAUSE_S, there=lambda stats: stats.pairs_joined)
 
     _, joined = sorted(seen.requests, key=lambda event: event.started_s)
     assert joined.stages.forward >= PAUSE_S
