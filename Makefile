@@ -39,9 +39,9 @@ test-fast: $(VENV)/.installed-dev
 test-gpu: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m gpu
 
-# What threads and event loops decide, in a new order each time; ARGS="--count 5" for less.
+# What threads and event loops decide, in a new order each time. 50 minutes; ARGS="--count 5" for less.
 test-repeat: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -q -m "not slow" --count 100 --random-order -p no:cacheprovider \
+	$(BIN)/python -m pytest -q -m "not slow" --count 100 --random-order-bucket=global -p no:cacheprovider \
 		tests/core/test_concurrency.py tests/core/test_queue.py tests/doors/test_chaos.py \
 		tests/core/test_stateful.py tests/core/test_leaving.py tests/core/test_dispatcher_*.py \
 		tests/langchain/test_concurrency.py tests/llama_index_door/test_concurrency.py $(ARGS)
