@@ -23,6 +23,7 @@ from rerank_plugins.registry import Registry
 from rerank_plugins.testing import FakeScorer
 
 DROPPED = """
+import os
 import time
 
 from rerank_plugins import Reranker
@@ -32,7 +33,8 @@ from rerank_plugins.testing import FakeScorer
 class Slow(FakeScorer):
     def close(self):
         time.sleep(0.5)
-        print("closed", flush=True)
+        # In one piece: two threads close at the same time.
+        os.write(1, b"closed\n")
 
 
 for _ in range(2):
