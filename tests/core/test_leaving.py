@@ -34,7 +34,7 @@ class Slow(FakeScorer):
     def close(self):
         time.sleep(0.5)
         # In one piece: two threads close at the same time.
-        os.write(1, b"closed\n")
+        os.write(1, b"closed\\n")
 
 
 for _ in range(2):
