@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from rerank_plugins.cleaning import default_detector
@@ -32,15 +31,15 @@ MOST_BYTES: Final = 4_000_000
 class Question:
     """What stands on the page when the button is pressed.
 
-    *files* are paths of uploaded files, read in place of *text* where there are any. *top_n* None
-    shows all; None of the other settings is what the command line said.
+    *files* are names with bytes, read in place of *text* where there are any. *top_n* None shows
+    all; None of the other settings is what the command line said.
     """
 
     query: str
     text: str
     models: tuple[str, ...]
     split: Split = "paragraph"
-    files: tuple[str, ...] = ()
+    files: tuple[tuple[str, bytes], ...] = ()
     top_n: int | None = None
     max_candidates: int | None = None
     duplicates: str | None = None
@@ -196,36 +195,18 @@ class Playground:
 
 def _documents_of(question: Question) -> list[SourceDocument]:
     """Return the documents of the files, or of the text where there are none."""
+    check_text(question.text, "the text of the documents")
+    parts: Sequence[tuple[str, str | bytes]] = question.files or [("text", question.text)]
+    if sum(len(content) for _, content in parts) > MOST_BYTES:
+        raise InputError(f"the documents are more than this page takes, {MOST_BYTES:,} bytes")
     reading = Reading(split=question.split)
-    if question.files:
-        documents = [
-            document
-            for name, content in _contents(question.files)
-            for document in parse_documents(content, name, reading)
-        ]
-    else:
-        check_text(question.text, "the text of the documents")
-        if len(question.text) > MOST_BYTES:
-            raise InputError(f"the texts are more than this page takes, {MOST_BYTES} characters")
-        documents = parse_documents(question.text, "text", reading)
+    documents = [
+        document for name, content in parts for document in parse_documents(content, name, reading)
+    ]
     if not documents:
         raise InputError("there are no documents: paste some, or choose files")
     if len(documents) > MOST_DOCUMENTS:
         raise InputError(
-            f"{len(documents)} documents are more than this page takes, {MOST_DOCUMENTS}"
+            f"{len(documents):,} documents are more than this page takes, {MOST_DOCUMENTS:,}"
         )
     return documents
-
-
-def _contents(paths: Sequence[str]) -> list[tuple[str, bytes]]:
-    """Return name and bytes of each file, as long as all together are few enough."""
-    left = MOST_BYTES
-    found = []
-    for path in map(Path, paths):
-        with path.open("rb") as file:
-            content = file.read(left + 1)
-        left -= len(content)
-        if left < 0:
-            raise InputError(f"the files are more than this page takes, {MOST_BYTES} bytes")
-        found.append((path.name, content))
-    return found

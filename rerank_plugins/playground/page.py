@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import json
 import logging
 import traceback
 from html import escape
@@ -62,9 +64,8 @@ _EMPTY: Final = (
 
 def build_page(playground: Playground) -> gr.Blocks:
     """Return the page of an open playground; nothing is served yet, and nothing phones home."""
-    with gr.Blocks(
-        title="Reranking playground", analytics_enabled=False, delete_cache=(600, 3600)
-    ) as page:
+    page = gr.Blocks(title="Reranking playground", analytics_enabled=False)
+    with page:
         gr.HTML(_HEADER, apply_default_css=False, js_on_load=None)
         with gr.Row(elem_classes="rp-columns"):
             with gr.Column(elem_classes="rp-asked", min_width=280):
@@ -83,6 +84,7 @@ def build_page(playground: Playground) -> gr.Blocks:
             asked(
                 Form(playground),
                 inputs=[query, *others],
+                js=_PACK,
                 outputs=[status, result],
                 api_name="rank",
                 api_visibility="private",
@@ -92,9 +94,33 @@ def build_page(playground: Playground) -> gr.Blocks:
                 # On a phone the result stands below what can be seen.
                 scroll_to_output=True,
             )
-        page.queue(api_open=False, max_size=32, default_concurrency_limit=2)
-        return page
+    page.queue(api_open=False, max_size=32, default_concurrency_limit=2)
+    return page
 
+
+_CHOOSER: Final = (
+    '<div class="rp-chooser"><label for="rp-files">Text files, or JSON lines (.jsonl)</label>'
+    '<input id="rp-files" type="file" multiple accept=".txt,.md,.jsonl,.ndjson,text/plain">'
+    '<button type="button" onclick="document.getElementById(&quot;rp-files&quot;).value=&quot;'
+    '&quot;">Choose none</button></div>'
+)
+
+# One byte more than may be sent tells that there are more.
+_PACK: Final = f"""async (...values) => {{
+    const pack = file => new Promise((resolve, reject) => {{
+        const reader = new FileReader();
+        reader.onerror = () => reject(reader.error);
+        reader.onload = () => resolve({{
+            name: file.name, data: String(reader.result).split(",")[1] ?? ""
+        }});
+        reader.readAsDataURL(file.slice(0, {MOST_BYTES} + 1));
+    }});
+    const chosen = [...(document.getElementById("rp-files")?.files ?? [])];
+    let left = {MOST_BYTES} + 1;
+    const some = chosen.filter(file => left > 0 && (left -= file.size, true));
+    values[3] = chosen.length ? JSON.stringify(await Promise.all(some.map(pack))) : "";
+    return values;
+}}"""
 
 _HEADER: Final = (
     '<header class="rp-header"><h1>Reranking playground</h1><p>See what a reranker does to the '
@@ -116,7 +142,7 @@ class Form:
         query: str | None,
         text: str | None,
         split: str,
-        files: list[str] | None,
+        files: str | None,
         first: str | None,
         second: str | None,
         top_n: str | None,
@@ -130,7 +156,7 @@ class Form:
                 query=query or "",
                 text=text or "",
                 split="line" if split == "line" else "paragraph",
-                files=tuple(files or ()),
+                files=_files(files),
                 models=tuple(name for name in (first, second) if name),
                 top_n=_whole(top_n, "top_n"),
                 max_candidates=_whole(max_candidates, "max_candidates"),
@@ -159,7 +185,7 @@ def answer(playground: Playground, question: Question) -> tuple[str, str]:
     return f'<p class="rp-status">{escape(status_of(comparison))}</p>', page_of(comparison)
 
 
-def _inputs(playground: Playground) -> tuple[gr.Textbox, *tuple[Any, ...], gr.Button]:
+def _inputs(playground: Playground) -> tuple[Any, ...]:
     """Lay out what is asked: inputs in the order of `Form`'s arguments, then the button."""
     query = gr.Textbox(
         example.QUERY, label="Query", lines=1, max_lines=4, elem_id="rp-query", autofocus=True
@@ -184,13 +210,9 @@ def _inputs(playground: Playground) -> tuple[gr.Textbox, *tuple[Any, ...], gr.Bu
     with gr.Accordion("Settings of this call", open=False):
         settings = _settings(playground)
     with gr.Accordion("Files in place of the text", open=False):
-        files = gr.File(
-            label="Text files, or JSON lines (.jsonl)",
-            file_count="multiple",
-            file_types=[".txt", ".md", ".jsonl", ".ndjson"],
-            height=180,
-            elem_id="rp-files",
-        )
+        gr.HTML(_CHOOSER, apply_default_css=False, js_on_load=None)
+    # The browser reads the files: the server takes texts, and no path and no address of any.
+    files = gr.Textbox("", visible=False)
     return query, text, split, files, first, second, *settings, button
 
 
@@ -222,5 +244,14 @@ def _whole(text: str | None, name: str) -> int | None:
     return int(typed)
 
 
-MOST_UPLOADED: Final = MOST_BYTES
-"""Bytes of one uploaded file: more are refused while they come in."""
+def _files(text: str | None) -> tuple[tuple[str, bytes], ...]:
+    """Return names and bytes of files, as the page's script packs them."""
+    try:
+        packed = json.loads(text or "[]")
+        return tuple(
+            # A name is shown, and tells the format by its end; nothing is opened by it.
+            (str(each["name"])[-100:], base64.b64decode(each["data"], validate=True))
+            for each in packed
+        )
+    except (ValueError, TypeError, KeyError, RecursionError):
+        raise InputError("the files did not come whole; choose them again") from None

@@ -8,29 +8,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
 from rerank_plugins.errors import ConfigError
-from rerank_plugins.playground.page import CSS, MOST_UPLOADED, THEME, build_page
+from rerank_plugins.playground.guard import Guard
+from rerank_plugins.playground.page import CSS, THEME, build_page
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from starlette.types import ASGIApp, Message, Receive, Scope, Send
+    from starlette.types import ASGIApp
 
     from rerank_plugins.playground.asking import Playground
-
-_POLICY: Final = (
-    "default-src 'self'; "
-    # Gradio's page starts itself with inline scripts, and compiles its templates.
-    "script-src 'self' 'unsafe-inline' 'unsafe-eval'; style-src 'self' 'unsafe-inline'; "
-    "img-src 'self' data: blob:; font-src 'self' data:; object-src 'none'; "
-    "base-uri 'self'; form-action 'self'; frame-ancestors 'none'"
-)
-"""What a browser may load for the page: nothing from anywhere else, whatever the page says."""
-
-_HEADERS: Final = (
-    (b"content-security-policy", _POLICY.encode()),
-    (b"referrer-policy", b"no-referrer"),
-    (b"x-content-type-options", b"nosniff"),
-)
 
 _GRACE_S: Final = 5
 
@@ -43,48 +29,6 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host).is_loopback
     except ValueError:
         return False
-
-
-class Guard:
-    """Lets in requests to *hosts* alone, where they are given, and adds headers to each answer.
-
-    A foreign page can point a name of its own at this machine, and its browser would then take
-    what is served here for that page's own; the name in the request gives it away.
-    """
-
-    def __init__(self, app: ASGIApp, hosts: frozenset[str] | None) -> None:
-        self._app = app
-        self._hosts = hosts
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Refuse a request by its Host header, or pass it on."""
-        if scope["type"] not in ("http", "websocket"):
-            await self._app(scope, receive, send)
-            return
-
-        async def send_guarded(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                message = {**message, "headers": [*message.get("headers", ()), *_HEADERS]}
-            await send(message)
-
-        if self._hosts is not None and _host_of(scope) not in self._hosts:
-            from starlette.responses import PlainTextResponse
-
-            refused = PlainTextResponse("unknown host", status_code=421)
-            await refused(scope, receive, send_guarded)
-            return
-        await self._app(scope, receive, send_guarded)
-
-
-def _host_of(scope: Scope) -> str:
-    """Return the host that a request names, without its port."""
-    for name, value in scope["headers"]:
-        if name == b"host":
-            host: str = value.decode("latin-1").lower()
-            if host.startswith("["):
-                return host[1:].partition("]")[0]
-            return host.partition(":")[0]
-    return ""
 
 
 def app_of(playground: Playground, host: str) -> ASGIApp:
@@ -103,7 +47,6 @@ def app_of(playground: Playground, host: str) -> ASGIApp:
         footer_links=[],
         run_history=False,
         show_error=False,
-        max_file_size=MOST_UPLOADED,
         ssr_mode=False,
         enable_monitoring=False,
         pwa=False,
