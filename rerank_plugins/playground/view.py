@@ -70,7 +70,10 @@ def movement(before: int, after: int) -> str:
     """Return the badge of a document that was at place *before* and is at *after*, both from 1."""
     moved = before - after
     if not moved:
-        return '<span class="rp-move" title="stayed"><span aria-hidden="true">=</span></span>'
+        return (
+            '<span class="rp-move" title="stayed"><span aria-hidden="true">=</span>'
+            '<span class="rp-hidden">stayed</span></span>'
+        )
     kind, arrow, word = ("rp-up", "↑", "up") if moved > 0 else ("rp-down", "↓", "down")
     told = f"{word} {_counted(abs(moved), 'place')}"
     return (
