@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+import argparse
+from typing import Final
 
 from rerank_plugins.cli.output import flush, print_line, print_note
 from rerank_plugins.cli.settings import add_settings, chosen_config
 from rerank_plugins.settings import LEXICAL
 
-if TYPE_CHECKING:
-    import argparse
-
 HOST: Final = "127.0.0.1"
 PORT: Final = 7860
+MOST_PORT: Final = 65_535
 
 
 def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -32,9 +31,15 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     parser.add_argument("--host", default=HOST, help=f"address to listen on ({HOST})")
     parser.add_argument(
-        "--port", type=int, default=PORT, metavar="N", help=f"port to listen on, 0 any ({PORT})"
+        "--port", type=_port, default=PORT, metavar="N", help=f"port to listen on, 0 any ({PORT})"
     )
     add_settings(parser, positional_model=True)
+
+
+def _port(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 5 and int(text) <= MOST_PORT):
+        raise argparse.ArgumentTypeError(f"expected a port from 0 to {MOST_PORT}, got {text!r}")
+    return int(text)
 
 
 def run(args: argparse.Namespace) -> int:

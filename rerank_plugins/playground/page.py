@@ -198,13 +198,17 @@ def _inputs(playground: Playground) -> tuple[Any, ...]:
     )
     names = playground.names
     with gr.Row(elem_classes="rp-models"):
-        first = gr.Dropdown(names, value=names[0], label="Model A", filterable=False)
-        second = gr.Dropdown(
+        # No lists that drop down: those of Gradio stay open behind the Tab key.
+        first = gr.Radio(
+            names, value=names[0], label="Model A", elem_id="rp-model-a", elem_classes="rp-inline"
+        )
+        second = gr.Radio(
             [("none", _NONE), *((name, name) for name in names[1:] + names[:1])],
             value=_NONE,
             label="Model B, beside it",
-            filterable=False,
             visible=len(names) > 1,
+            elem_id="rp-model-b",
+            elem_classes="rp-inline",
         )
     button = gr.Button("Rank", variant="primary", elem_id="rp-rank")
     with gr.Accordion("Settings of this call", open=False):

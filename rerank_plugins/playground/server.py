@@ -66,10 +66,10 @@ def bound(host: str, port: int) -> Iterator[socket.socket]:
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         taken = socket.create_server((host, port), family=family)
-    except (OSError, OverflowError) as exc:
-        reason = exc.strerror if isinstance(exc, OSError) and exc.strerror else str(exc)
+    except OSError as exc:
         raise ConfigError(
-            f"cannot listen on {host}:{port} ({reason}); choose others with --host and --port"
+            f"cannot listen on {host}:{port} ({exc.strerror or exc}); choose others with --host "
+            "and --port"
         ) from None
     with taken:
         yield taken
