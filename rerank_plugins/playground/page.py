@@ -33,7 +33,7 @@ _log = logging.getLogger(__name__)
 
 CSS: Final = (Path(__file__).parent / "page.css").read_text(encoding="utf-8")
 
-# Fonts that a machine has: the theme's own ones would be fetched from elsewhere.
+# Fonts that a machine has: those of a theme may be fetched from elsewhere.
 _FONTS: Final = ("Segoe UI", "Roboto", "Helvetica Neue", "Noto Sans", "Arial", "sans-serif")
 _MONO: Final = ("Consolas", "Menlo", "DejaVu Sans Mono", "monospace")
 
@@ -91,9 +91,7 @@ def build_page(playground: Playground) -> gr.Blocks:
                 concurrency_id="rank",
                 show_progress_on=[status],
                 trigger_mode="once",
-                # On a phone the result stands below what can be seen.
-                scroll_to_output=True,
-            )
+            ).then(None, js=_SHOW)
     page.queue(api_open=False, max_size=32, default_concurrency_limit=2)
     return page
 
@@ -121,6 +119,12 @@ _PACK: Final = f"""async (...values) => {{
     values[3] = chosen.length ? JSON.stringify(await Promise.all(some.map(pack))) : "";
     return values;
 }}"""
+
+# On a phone the result stands below what can be seen.
+_SHOW: Final = """() => {
+    const told = document.getElementById("rp-status");
+    if (told.getBoundingClientRect().top > 0.7 * innerHeight) told.scrollIntoView();
+}"""
 
 _HEADER: Final = (
     '<header class="rp-header"><h1>Reranking playground</h1><p>See what a reranker does to the '

@@ -226,6 +226,10 @@ def test_a_phone_shows_it_all_without_scrolling_sideways(open_page: OpenPage, sc
 
     _rank(page)
 
+    # The result is brought into view.
+    page.wait_for_function(
+        "document.getElementById('rp-status').getBoundingClientRect().top < innerHeight / 2"
+    )
     assert page.locator(".rp-list > li").count() == 3 + 3 + 4
     page.get_by_text("Whole text").first.click()
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
