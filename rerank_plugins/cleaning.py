@@ -40,7 +40,7 @@ class Cleaner:
         self.identity = f"{_identity(normalizer)}\n{_identity(hook)}"
         """Names what changes texts here: part of every cache key."""
         # By identity: a plugged-in object need not be hashable, and may compare as it likes.
-        ours = set(map(id, (None, normalize_text, _default_detector())))
+        ours = set(map(id, (None, normalize_text, default_detector())))
         self.may_block = not ours.issuperset(map(id, (normalizer, detector, hook)))
         """Whether a function of the user's is among the three."""
 
@@ -50,7 +50,7 @@ class Cleaner:
         normalizer, detector = config.normalizer, config.language_detector
         return cls(
             normalize_text if normalizer == "default" else normalizer,
-            _default_detector() if detector == "default" else detector,
+            default_detector() if detector == "default" else detector,
             config.text_hook,
         )
 
@@ -106,8 +106,8 @@ class Cleaner:
 
 
 @cache
-def _default_detector() -> DefaultLanguageDetector:
-    # One for the process: what it loads at first use takes a second and 80 MB.
+def default_detector() -> DefaultLanguageDetector:
+    """Return the process's own detector: what it loads at first use takes a second and 80 MB."""
     detector = DefaultLanguageDetector()
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=detector.after_fork)

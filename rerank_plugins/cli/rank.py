@@ -9,17 +9,19 @@ from collections import Counter
 from dataclasses import asdict
 from typing import TYPE_CHECKING, get_args
 
-from rerank_plugins.cli.documents import (
+from rerank_plugins.cli.output import flush, print_json, print_line, print_note, progress_bar
+from rerank_plugins.cli.settings import add_settings, chosen_config
+from rerank_plugins.cli.table import GAP, aligned, cells, clip, clip_start, one_line, terminal_width
+from rerank_plugins.documents import (
     TEXT_FIELDS,
     Format,
+    NoFieldError,
     Reading,
     Split,
     read_documents,
     skipped_note,
 )
-from rerank_plugins.cli.output import flush, print_json, print_line, print_note, progress_bar
-from rerank_plugins.cli.settings import add_settings, chosen_config
-from rerank_plugins.cli.table import GAP, aligned, cells, clip, clip_start, one_line, terminal_width
+from rerank_plugins.errors import InputError
 from rerank_plugins.evaluation.lines import check_characters
 from rerank_plugins.requests import check_query
 
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
     from tqdm import tqdm
 
-    from rerank_plugins.cli.documents import SourceDocument
+    from rerank_plugins.documents import SourceDocument
     from rerank_plugins.reranker import Reranker
     from rerank_plugins.results import Ranking
 
@@ -88,7 +90,10 @@ def run(args: argparse.Namespace) -> int:
     config = chosen_config(args)
     _check_query(args.query)
     reading = Reading(format=args.format, split=args.split, field=args.field)
-    read = read_documents(args.paths, reading)
+    try:
+        read = read_documents(args.paths, reading)
+    except NoFieldError as exc:
+        raise InputError(f"{exc}: choose one with --field") from None
     if note := skipped_note(read.skipped):
         print_note(note)
     from rerank_plugins.reranker import Reranker

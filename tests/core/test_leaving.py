@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from rerank_plugins import ClosedError, ConfigError, Reranker
-from rerank_plugins.cleaning import _default_detector
+from rerank_plugins.cleaning import default_detector
 from rerank_plugins.engine import Engine
 from rerank_plugins.jobs import Job
 from rerank_plugins.registry import Registry
@@ -199,7 +199,7 @@ def test_ctrl_c_between_asking_and_queueing_leaves_nobody_waiting(
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
 @pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
 def test_a_fork_while_a_language_is_being_loaded_harms_no_child() -> None:
-    detector = _default_detector()
+    detector = default_detector()
 
     with detector._lock:
         child = os.fork()

@@ -19,6 +19,8 @@ ROOMS = (
     "gpu_readings.py",
     "tracing.py",
     "cli",
+    "playground",
+    "documents.py",
     "evaluation",
     "export",
     "scorers/onnx",

@@ -1,4 +1,4 @@
-"""Documents from files, folders and standard input, each with the place it came from."""
+"""Documents from texts, files, folders and standard input, each with where it came from."""
 
 from __future__ import annotations
 
@@ -61,7 +61,11 @@ class _BinaryError(InputError):
 
 
 class _NoTextError(InputError):
-    """A JSON value has no text in the fields that were looked at."""
+    """A JSON value is, or has, no text."""
+
+
+class NoFieldError(_NoTextError):
+    """A JSON object has no text in the fields that were looked at; others may be named."""
 
 
 def read_documents(paths: Sequence[str], reading: Reading) -> Read:
@@ -86,6 +90,18 @@ def read_documents(paths: Sequence[str], reading: Reading) -> Read:
         where = ", ".join("standard input" if name == STDIN else name for name in paths or (STDIN,))
         raise InputError(f"no documents in {where}{_aside(read.skipped)}")
     return read
+
+
+def parse_documents(content: str | bytes, name: str, reading: Reading) -> list[SourceDocument]:
+    """Return the documents of a text, or of a file's bytes; the end of *name* tells the format.
+
+    Raises:
+        InputError: bytes that are no UTF-8 text, or lines that are no JSON, by name and place.
+    """
+    if isinstance(content, bytes):
+        _check_binary(content[:_SNIFFED_BYTES], name)
+        content = _decoded(content, name)
+    return _parse(content, name, reading)
 
 
 def skipped_note(skipped: Counter[str]) -> str:
@@ -165,9 +181,16 @@ def _read_from_folder(path: Path, reading: Reading, read: Read) -> None:
 def _read_text(file: BinaryIO, name: str) -> str:
     """Read a file of UTF-8; the head comes first, since a binary file may be large."""
     head = file.read(_SNIFFED_BYTES)
+    _check_binary(head, name)
+    return _decoded(head + file.read(), name)
+
+
+def _check_binary(head: bytes, name: str) -> None:
     if b"\0" in head and not head.startswith(_UTF_16):
         raise _BinaryError(f"{name}: a binary file; documents are read from text and JSON lines")
-    data = head + file.read()
+
+
+def _decoded(data: bytes, name: str) -> str:
     try:
         return data.decode().removeprefix(BOM)
     except UnicodeDecodeError as exc:
@@ -235,9 +258,8 @@ def _text_of(value: dict[str, object], where: str, wanted: str | None) -> str:
         if isinstance(text, str):
             return check_characters(text, f"{where}: {name!r}")
     known = ", ".join(sorted(value)) or "none"
-    raise _NoTextError(
-        f"{where}: no text in {' or '.join(map(repr, fields))}; its fields are {known}: "
-        "choose one with --field"
+    raise NoFieldError(
+        f"{where}: no text in {' or '.join(map(repr, fields))}; its fields are {known}"
     )
 
 
