@@ -118,8 +118,11 @@ class EngineStats:
     ``out_of_memory`` counts the batches that did not fit,
     ``workers_replaced`` the workers that died and were replaced. ``replicas`` is how many work now,
     ``batch_tokens`` the smallest token budget among them; both are 0 before the model is opened.
-    ``fallbacks`` counts requests that it was to answer, and for which the next of the fallback
-    chain was asked.
+    ``shared_hits`` counts the pairs that the shared cache answered, which are neither hits nor
+    misses of the pair cache. ``shared_errors`` counts the times that it failed or was late, and
+    values in it that are none; ``shared_skipped`` the pairs that were not looked up, or not
+    written, because it was down or too slow. ``fallbacks`` counts requests that it was to answer,
+    and for which the next of the fallback chain was asked.
     """
 
     scorer: str
@@ -140,4 +143,7 @@ class EngineStats:
     cache_hits: int
     cache_misses: int
     cache_evictions: int
+    shared_hits: int
+    shared_errors: int
+    shared_skipped: int
     fallbacks: int
