@@ -35,10 +35,10 @@ class RankedDocument:
     ``logit`` is the scorer's raw output for the pair, ``score`` the logit after the activation;
     higher is better. A blank document is never scored: its logit is the lowest float32.
     ``truncated`` says that the scorer did not read the whole document, ``cached`` that the logit
-    came from the pair cache. ``duplicate_of`` is the index of an earlier document that this one
-    repeats, and whose logit it has; it is None where no setting asks for duplicates to be found.
-    ``truncated`` and ``cached`` of such a copy are those of that document, for it was not scored
-    itself. ``window`` is the best window of a document that was scored in windows, None where it
+    came from the pair cache, or from the shared one. ``duplicate_of`` is the index of an earlier
+    document that this one repeats, and whose logit it has; it is None where no setting asks for
+    duplicates to be found. ``truncated`` and ``cached`` of such a copy are those of that document,
+    for it was not scored itself. ``window`` is the best window of a document that was scored in windows, None where it
     fitted or was cut; an exact copy has that of its original, a near one, whose text is another,
     None.
     """
