@@ -38,9 +38,9 @@ class RankedDocument:
     came from the pair cache, or from the shared one. ``duplicate_of`` is the index of an earlier
     document that this one repeats, and whose logit it has; it is None where no setting asks for
     duplicates to be found. ``truncated`` and ``cached`` of such a copy are those of that document,
-    for it was not scored itself. ``window`` is the best window of a document that was scored in windows, None where it
-    fitted or was cut; an exact copy has that of its original, a near one, whose text is another,
-    None.
+    for it was not scored itself. ``window`` is the best window of a document that was scored in
+    windows, None where it fitted or was cut; an exact copy has that of its original, a near one,
+    whose text is another, None.
     """
 
     index: int
