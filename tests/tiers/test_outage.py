@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
-
-import pytest
+from typing import TYPE_CHECKING
 
 from rerank_plugins.tiers.outage import LONGEST_PAUSE_S, Outage
+
+if TYPE_CHECKING:
+    import pytest
 
 
 class Clock:
