@@ -10,6 +10,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -188,8 +189,7 @@ def test_a_folder_that_is_harmed_under_load_is_made_anew(
         with Load(reranker, logit) as load:
             load.hits_come()
             for _ in range(2):
-                harm(folder)
-                load.fails(1)
+                load.fails(partial(harm, folder))
                 load.hits_come()
         assert reranker.stats()["fake"].pairs_failed == 0
 
@@ -203,12 +203,11 @@ def test_a_folder_in_whose_place_is_a_file_is_left_alone_until_it_is_back(
         Reranker(FakeScorer(logit), shared_cache=str(folder), **PATIENT) as reranker,
         Load(reranker, logit) as load,
     ):
-        load.fails()
+        load.fails(lambda: None)
         folder.unlink()
         load.hits_come()
         folder.rename(tmp_path / "moved")
-        folder.write_text("in the way again")
-        load.fails()
+        load.fails(lambda: folder.write_text("in the way again"), times=2)
         load.go_on()
         folder.unlink()
         (tmp_path / "moved").rename(folder)
@@ -224,8 +223,7 @@ def test_a_database_that_another_process_holds_is_waited_for_only_so_long(
         load.hits_come()
         with contextlib.closing(sqlite3.connect(database(folder), timeout=30)) as holder:
             holder.isolation_level = None
-            holder.execute("BEGIN EXCLUSIVE")
-            load.fails()
+            load.fails(lambda: holder.execute("BEGIN EXCLUSIVE"), times=2)
             load.go_on()
             holder.execute("ROLLBACK")
         load.hits_come()

@@ -41,8 +41,7 @@ def test_a_server_that_is_stopped_and_started_under_load(
         with Load(reranker, logit) as load:
             for _ in range(2):
                 load.hits_come()
-                redis_server.stop()
-                load.fails()
+                load.fails(redis_server.stop, times=2)
                 load.go_on()
                 redis_server.start()
             load.hits_come()
@@ -57,9 +56,8 @@ def test_a_server_that_hangs_is_waited_for_only_so_long(
     settings: dict[str, Any] = {"shared_cache": redis_server.url, "shared_cache_timeout_s": 0.1}
     with Reranker(FakeScorer(logit), **settings) as reranker, Load(reranker, logit) as load:
         load.hits_come()
-        os.kill(redis_server.pid, signal.SIGSTOP)
         try:
-            load.fails()
+            load.fails(lambda: os.kill(redis_server.pid, signal.SIGSTOP), times=2)
             load.go_on()
         finally:
             os.kill(redis_server.pid, signal.SIGCONT)
@@ -74,7 +72,7 @@ def test_a_server_that_is_down_at_first_is_found_later(
         Reranker(FakeScorer(logit), shared_cache=redis_server.url, **PATIENT) as reranker,
         Load(reranker, logit) as load,
     ):
-        load.fails()
+        load.fails(lambda: None)
         redis_server.start()
         load.hits_come()
 

@@ -41,9 +41,10 @@ class Load:
             assert time.monotonic() < until, "no hit comes any more"
             time.sleep(0.001)
 
-    def fails(self, times: int = 2) -> None:
-        """Wait until the shared cache has failed a few times more."""
+    def fails(self, harm: Callable[[], object], times: int = 1) -> None:
+        """Do *harm*, and wait until the shared cache has failed a few times more."""
         before = self._reranker.stats()["fake"].shared_errors
+        harm()
         until = time.monotonic() + WAIT_S
         while self._reranker.stats()["fake"].shared_errors < before + times:
             assert time.monotonic() < until, "nothing fails"
@@ -56,8 +57,9 @@ class Load:
         round_ = 0
         while not self._ended.is_set() and not self.wrong:
             round_ += 1
-            query = f"{number} {round_ % 5}"
-            documents = [f"{'x' * (i + round_ % 7)} {number}" for i in range(12)]
+            # Old pairs, and now and then new ones: there is something to read and to write.
+            query = f"{number} {round_ % 5} {round_ // 30}"
+            documents = [f"{'x' * (1 + i + round_ % 7)} {number}" for i in range(12)]
             self._reranker.clear_cache()
             try:
                 ranking = self._reranker.rank(query, documents)
