@@ -189,6 +189,22 @@ async def test_a_store_that_hangs_holds_no_event_loop(held: HeldStore, no_leaks:
         assert len(await asyncio.gather(*waiting)) == 5
 
 
+async def test_callers_who_wait_for_the_store_keep_nobody_else_out(held: HeldStore) -> None:
+    held.gate.set()
+    async with Reranker(FakeScorer(), shared_cache="any", **PATIENT) as reranker:
+        await reranker.arank("fox", ["a fox"])
+        held.gate.clear()
+        held.asked.clear()
+        waiting = [asyncio.create_task(reranker.arank(f"fox {i}", ["a"])) for i in range(5)]
+        while not held.asked.is_set():
+            await asyncio.sleep(0.001)
+        ranking = await asyncio.wait_for(reranker.arank("fox", ["a fox"]), 20)
+        assert ranking[0].cached
+        assert not any(task.done() for task in waiting)
+        held.gate.set()
+        await asyncio.gather(*waiting)
+
+
 async def test_a_cancelled_call_leaves_its_pairs_to_others(held: HeldStore) -> None:
     """While a request waits for the store nothing is claimed, so nobody waits for it."""
     scorer = FakeScorer()

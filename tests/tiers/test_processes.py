@@ -12,6 +12,7 @@ import pytest
 
 from rerank_plugins import Reranker
 from rerank_plugins.testing import FakeScorer
+from rerank_plugins.tiers.shared import SharedCache
 from tests.tiers.under_load import Load
 
 if TYPE_CHECKING:
@@ -150,3 +151,30 @@ def test_forks_under_load_harm_nothing(where: str) -> None:
                 load.go_on(5)
             load.hits_come()
         assert reranker.stats()["fake"].shared_errors == 0
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="this system does not fork")
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")
+def test_a_fork_asks_every_engine_to_pause_and_to_go_on(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[str] = []
+    before_fork = SharedCache.before_fork
+
+    def noted(shared: SharedCache) -> Callable[[], None]:
+        go_on = before_fork(shared)
+        told.append("pause")
+
+        def noted_too() -> None:
+            told.append("go on")
+            go_on()
+
+        return noted_too
+
+    monkeypatch.setattr(SharedCache, "before_fork", noted)
+    with Reranker(FakeScorer(), shared_cache=where, **PATIENT) as reranker:
+        reranker.rank("fox", ["a fox"])
+        assert _in_child(lambda: None) == 0
+        assert told == ["pause", "go on"]
+        reranker.clear_cache()
+        assert reranker.rank("fox", ["a fox"])[0].logit == 1.0
