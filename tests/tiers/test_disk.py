@@ -133,12 +133,19 @@ def test_files_that_a_stranger_named_are_neither_read_nor_removed(tmp_path: Path
 
 def test_settings_that_a_stranger_wrote_are_overruled(tmp_path: Path) -> None:
     open_store(tmp_path).close()
-    change(tmp_path, "UPDATE Settings SET value = 'none' WHERE key = 'eviction_policy'")
-    change(tmp_path, "UPDATE Settings SET value = 7 WHERE key = 'disk_min_file_size'")
-    with contextlib.closing(open_store(tmp_path)) as store:
-        store.set_many(ITEMS)
-        assert store.get_many(KEYS) == VALUES
-    assert [path.name for path in database(tmp_path).parent.iterdir() if path.is_dir()] == []
+    for name, value in (
+        ("eviction_policy", "none"),
+        ("size_limit", 2**40),
+        ("disk_min_file_size", 7),
+        ("sqlite_journal_mode", "wal"),
+    ):
+        change(tmp_path, "UPDATE Settings SET value = ? WHERE key = ?", value, name)
+    with contextlib.closing(open_store(tmp_path, size_limit=2**20)) as store:
+        for salt in range(20):
+            store.set_many([(f"{salt} {i}".encode() * 5, b"v" * 34) for i in range(512)])
+        files = {path.name for path in database(tmp_path).parent.iterdir()}
+    assert database(tmp_path).stat().st_size < 1.2 * 2**20
+    assert files == {"cache.db", "cache.db-journal"}
 
 
 def test_it_stays_within_its_bytes(tmp_path: Path) -> None:
