@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections import deque
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
@@ -156,8 +157,9 @@ class SharedCache:
             hands = self._hands or ()
         for hand in hands:
             hand.end()
+        until = time.monotonic() + FLUSH_WAIT_S
         for hand in hands if wait else ():
-            hand.join(FLUSH_WAIT_S)
+            hand.join(max(0.0, until - time.monotonic()))
 
     def _ask(self, keys: Sequence[bytes], wait_s: float) -> Sequence[object] | None:
         """Return the values of *keys*, or None where the store cannot be asked or is late."""

@@ -59,7 +59,10 @@ def test_an_address_is_kept_whole_and_shown_without_its_secrets(value: str, show
     ],
 )
 def test_a_wrong_address_is_named_and_shows_no_secret(value: str, said: str) -> None:
-    for make in (RerankConfig, Reranker, RerankCompressor):
+    def validated(**settings: object) -> object:
+        return RerankCompressor.model_validate(settings)
+
+    for make in (RerankConfig, Reranker, RerankCompressor, validated):
         with pytest.raises(ValueError, match=said) as caught:
             make(shared_cache=value)
         assert "shared_cache" in str(caught.value)
@@ -69,7 +72,8 @@ def test_a_wrong_address_is_named_and_shows_no_secret(value: str, said: str) -> 
 def test_an_error_of_other_settings_shows_no_secret() -> None:
     for settings in ({"model": " "}, {"backend": "onnx", "model": "lexical"}):
         with pytest.raises(ValueError, match="model") as caught:
-            RerankCompressor(shared_cache=f"redis://:{SECRET}@host", **settings)
+            # Last: pydantic shows the beginning and the end of what it was given.
+            RerankCompressor(**settings, shared_cache=f"redis://:{SECRET}@host")
         assert SECRET not in str(caught.value)
 
 
