@@ -5,17 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
-from pydantic import (
-    AfterValidator,
-    BaseModel,
-    BeforeValidator,
-    ConfigDict,
-    Field,
-    field_validator,
-    model_validator,
-)
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from rerank_plugins.address import Address, checked_address
@@ -71,10 +63,6 @@ def _hidden(value: object) -> object:
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
     return Address(value) if isinstance(value, str) else value
-
-
-def _checked(value: str | None) -> Address | None:
-    return None if value is None else checked_address(value)
 
 
 class Settings(BaseModel):
@@ -156,7 +144,7 @@ class Settings(BaseModel):
     cache_entries: int = Field(
         default=50_000, ge=0, description="pairs kept in the cache; 0 turns it off"
     )
-    shared_cache: Annotated[str | None, AfterValidator(_checked), BeforeValidator(_hidden)] = Field(
+    shared_cache: str | None = Field(
         default=None,
         description="a folder, or the URL of a Redis server, where other processes find scored "
         "pairs",
@@ -228,7 +216,7 @@ class Settings(BaseModel):
     )
 
     def __init__(self, **settings: Any) -> None:  # noqa: ANN401  pydantic checks each value
-        # An error of the settings as a whole shows them all.
+        # Before anything looks at it: an error shows what was given, and may show all of it.
         if "shared_cache" in settings:
             settings["shared_cache"] = _hidden(settings["shared_cache"])
         super().__init__(**settings)
@@ -239,6 +227,11 @@ class Settings(BaseModel):
         if not _DEVICE.fullmatch(value):
             raise ValueError('expected "auto", "cpu", "cuda", "cuda:N" or "mps"')
         return value
+
+    @field_validator("shared_cache")
+    @classmethod
+    def _shared_cache_is_somewhere(cls, value: str | None) -> str | None:
+        return None if value is None else checked_address(value)
 
     @field_validator(
         "max_length",

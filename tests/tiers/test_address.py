@@ -12,6 +12,7 @@ import pytest
 from rerank_plugins import ConfigError, RerankConfig, Reranker
 from rerank_plugins.address import Address
 from rerank_plugins.langchain import RerankCompressor
+from rerank_plugins.llama_index import RerankPostprocessor
 from rerank_plugins.testing import FakeScorer
 
 SECRET = "s3cret"
@@ -41,6 +42,10 @@ def test_an_address_is_kept_whole_and_shown_without_its_secrets(value: str, show
     assert pickle.loads(pickle.dumps(config)) == config
 
 
+def _validated(**settings: object) -> object:
+    return RerankCompressor.model_validate(settings)
+
+
 @pytest.mark.parametrize(
     ("value", "said"),
     [
@@ -59,10 +64,7 @@ def test_an_address_is_kept_whole_and_shown_without_its_secrets(value: str, show
     ],
 )
 def test_a_wrong_address_is_named_and_shows_no_secret(value: str, said: str) -> None:
-    def validated(**settings: object) -> object:
-        return RerankCompressor.model_validate(settings)
-
-    for make in (RerankConfig, Reranker, RerankCompressor, validated):
+    for make in (RerankConfig, Reranker, RerankCompressor, RerankPostprocessor, _validated):
         with pytest.raises(ValueError, match=said) as caught:
             make(shared_cache=value)
         assert "shared_cache" in str(caught.value)
@@ -74,6 +76,9 @@ def test_an_error_of_other_settings_shows_no_secret() -> None:
         with pytest.raises(ValueError, match="model") as caught:
             # Last: pydantic shows the beginning and the end of what it was given.
             RerankCompressor(**settings, shared_cache=f"redis://:{SECRET}@host")
+        assert SECRET not in str(caught.value)
+        with pytest.raises(ValueError, match="model") as caught:
+            RerankPostprocessor(**settings, shared_cache=f"redis://:{SECRET}@host")
         assert SECRET not in str(caught.value)
 
 

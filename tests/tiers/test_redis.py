@@ -13,7 +13,9 @@ pytest.importorskip("redis", reason="the extra redis is not installed")
 import redis
 
 from rerank_plugins import Reranker
+from rerank_plugins.address import Address
 from rerank_plugins.testing import FakeScorer
+from rerank_plugins.tiers.redis_store import open_redis
 from tests.tiers.redis_server import BINARY, RedisServer
 from tests.tiers.under_load import Load
 
@@ -115,6 +117,14 @@ def test_a_server_that_is_full_is_still_read(
             reranker.rank("fox", ["new"])
         assert "writing to the shared cache" in caplog.text
         assert "reading from" not in caplog.text
+
+
+def test_a_network_that_swallows_everything_is_given_up_by_the_client_too() -> None:
+    store = open_redis(Address("redis://127.0.0.1:1/0"), ttl_s=None, timeout_s=0.125)()
+    settings = store._client.connection_pool.connection_kwargs
+    store.close()
+
+    assert settings["socket_timeout"] == settings["socket_connect_timeout"] == 0.125
 
 
 def test_keys_say_whose_they_are_and_hold_no_text(redis_server: RedisServer) -> None:

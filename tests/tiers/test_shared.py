@@ -272,6 +272,7 @@ def test_closing_writes_what_waits_and_ends_the_threads(no_leaks: None) -> None:
 
     assert len(made.values) == 100
     assert made.shared.look_up(KEYS) == {}
+    assert made.shared.stats() == (0, len(KEYS))
     made.shared.keep([(KEYS[0], PAIR)])
     made.shared.open()
     assert len(made.stores) == 2
