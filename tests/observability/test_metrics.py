@@ -201,9 +201,13 @@ async def test_queue_and_cache_are_read_at_the_time_of_a_scrape(
 
 
 def test_the_shared_cache_is_counted_at_a_scrape(
-    observer: PrometheusObserver, registry: CollectorRegistry, tmp_path: Path
+    observer: PrometheusObserver,
+    registry: CollectorRegistry,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     pytest.importorskip("diskcache")
+    monkeypatch.setattr("rerank_plugins.tiers.shared.FLUSH_WAIT_S", 30.0)
     settings: dict[str, Any] = {"shared_cache": str(tmp_path), "shared_cache_timeout_s": 30}
     for hits in (0, 2):
         with Reranker(FakeScorer(), observers=[observer], **settings) as reranker:

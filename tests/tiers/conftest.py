@@ -7,12 +7,18 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rerank_plugins.tiers import outage
+from rerank_plugins.tiers import outage, shared
 from tests.tiers.redis_server import BINARY, RedisServer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+
+@pytest.fixture(autouse=True)
+def _slow_machines_may_take_their_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was scored is written before the next reranker looks for it, however long it takes."""
+    monkeypatch.setattr(shared, "FLUSH_WAIT_S", 30.0)
 
 
 @pytest.fixture

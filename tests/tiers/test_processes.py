@@ -26,7 +26,9 @@ RANKS = """
 import json, sys
 from rerank_plugins import Reranker
 from rerank_plugins.testing import FakeScorer
+from rerank_plugins.tiers import shared
 
+shared.FLUSH_WAIT_S = 30.0
 where, number = sys.argv[1], int(sys.argv[2])
 scorer = FakeScorer(lambda query, document: len(document) / 8)
 wrong = []
@@ -72,6 +74,8 @@ EXITS = """
 import sys
 from rerank_plugins import Reranker
 from rerank_plugins.testing import FakeScorer
+from rerank_plugins.tiers import shared
+shared.FLUSH_WAIT_S = 30.0
 reranker = Reranker(FakeScorer(), shared_cache=sys.argv[1], shared_cache_timeout_s=30)
 reranker.rank("fox", [f"a fox {i}" for i in range(1000)])
 """
