@@ -5,7 +5,8 @@ from __future__ import annotations
 import threading
 from functools import partial
 from hashlib import blake2b
-from typing import TYPE_CHECKING, NamedTuple
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from cachetools import LRUCache
 
@@ -14,16 +15,22 @@ from rerank_plugins.jobs import CachedPair, Ticket, Waiter
 from rerank_plugins.options import Priority
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
     from rerank_plugins.jobs import Job
+
+KeyedPair = tuple[bytes, CachedPair]
+
+_NOTHING: Final[Mapping[bytes, CachedPair]] = MappingProxyType({})
 
 
 def pair_key(prefix: bytes, query: bytes, document: bytes) -> bytes:
     """Return the 16-byte cache key of a pair.
 
     *prefix* stands for all that changes a logit besides the two texts. Lengths go in before the
-    texts: without them ``("ab", "c")`` and ``("a", "bc")`` would be one pair.
+    texts: without them ``("ab", "c")`` and ``("a", "bc")`` would be one pair. Among 2**44 pairs two
+    share a key by accident once in a trillion times; whoever makes two on purpose hashes 2**64
+    texts, and gains that a text of his own has the logit of another of his own.
     """
     digest = blake2b(digest_size=16)
     for part in (prefix, query, document):
@@ -41,32 +48,52 @@ class CacheStats(NamedTuple):
     joined: int
     failed: int
     evictions: int
+    shared: int
 
 
 class PairCache:
     """Bounded, locked and counted; a pair is scored once however many wait for it.
 
     The bound is the number of entries; 0 keeps none, and pairs that are wanted at the same time
-    are still scored once.
+    are still scored once. *share* is given what was scored, with its keys.
     """
 
-    def __init__(self, entries: int) -> None:
+    def __init__(
+        self, entries: int, *, share: Callable[[Sequence[KeyedPair]], object] | None = None
+    ) -> None:
         self._kept = _CountingLRU(entries) if entries else None
+        self._share = share
         self._tickets: dict[bytes, Ticket] = {}
         self._lock = threading.Lock()
-        self._hits = self._misses = self._joined = self._failed = 0
+        self._hits = self._misses = self._joined = self._failed = self._shared = 0
 
-    def claim(self, job: Job, keys: Sequence[bytes], places: Sequence[int]) -> dict[int, Ticket]:
+    def missing(self, keys: Iterable[bytes]) -> list[bytes]:
+        """Return those of *keys*, each once, that are neither kept nor on their way."""
+        with self._lock:
+            kept = self._kept if self._kept is not None else {}
+            return [
+                key for key in dict.fromkeys(keys) if key not in kept and key not in self._tickets
+            ]
+
+    def claim(
+        self,
+        job: Job,
+        keys: Sequence[bytes],
+        places: Sequence[int],
+        known: Mapping[bytes, CachedPair] = _NOTHING,
+    ) -> dict[int, Ticket]:
         """Fill *job* with what is known and return tickets for what the caller has to score.
 
-        ``keys[i]`` belongs to ``job.pairs[places[i]]``. The result maps ``i`` to its ticket; the
-        caller owes each of them a `resolve`, a `fail` or a `drop_unwanted`.
+        ``keys[i]`` belongs to ``job.pairs[places[i]]``, and *known* are pairs that a shared cache
+        has. The result maps ``i`` to its ticket; the caller owes each of them a `resolve`, a `fail`
+        or a `drop_unwanted`.
         """
         mine: dict[int, Ticket] = {}
         try:
             with self._lock:
                 for i, (key, place) in enumerate(zip(keys, places, strict=True)):
-                    self._claim(Waiter(job, place), key, i, mine)
+                    if not self._deliver(Waiter(job, place), key, known):
+                        self._claim(Waiter(job, place), key, i, mine)
             job.settle()
         except BaseException as exc:
             # Ctrl-C comes anywhere, and the caller never gets what it would owe.
@@ -74,14 +101,23 @@ class PairCache:
             raise
         return mine
 
-    def _claim(self, waiter: Waiter, key: bytes, i: int, mine: dict[int, Ticket]) -> None:
-        """Fill a place of a job, or let it wait; the lock is held."""
-        job, place = waiter
-        known = self._kept.get(key) if self._kept is not None else None
-        if known is not None:
+    def _deliver(self, waiter: Waiter, key: bytes, known: Mapping[bytes, CachedPair]) -> bool:
+        """Fill a place of a job if its pair is kept or *known*; the lock is held."""
+        pair = self._kept.get(key) if self._kept is not None else None
+        if pair is not None:
             self._hits += 1
-            job.deliver(place, known, cached=True)
-            return
+        elif (pair := known.get(key)) is not None:
+            self._shared += 1
+            if self._kept is not None:
+                self._kept[key] = pair
+        else:
+            return False
+        waiter.job.deliver(waiter.place, pair, cached=True)
+        return True
+
+    def _claim(self, waiter: Waiter, key: bytes, i: int, mine: dict[int, Ticket]) -> None:
+        """Let a place of a job wait for its pair; the lock is held."""
+        job, _ = waiter
         ticket = self._tickets.get(key)
         if ticket is None:
             self._misses += 1
@@ -104,11 +140,9 @@ class PairCache:
                     promoted.append(ticket)
         return promoted
 
-    def covers(self, keys: Iterable[bytes]) -> bool:
-        """Whether none of *keys* would have to be scored now."""
-        with self._lock:
-            kept = self._kept if self._kept is not None else {}
-            return all(key in kept or key in self._tickets for key in keys)
+    def covers(self, keys: Iterable[bytes], known: Mapping[bytes, CachedPair] = _NOTHING) -> bool:
+        """Whether none of *keys* would have to be scored now, where some pairs are *known*."""
+        return all(key in known for key in self.missing(keys))
 
     def begin(self, tickets: Iterable[Ticket]) -> None:
         """Let those who wait for *tickets*, and look at a clock, know that a batch of them begins.
@@ -137,18 +171,20 @@ class PairCache:
         the last windows of a pair finds it answered.
         """
         answered: dict[int, Job] = {}
-        news = 0
+        news: list[KeyedPair] = []
         with self._lock:
             for ticket, pair in scored:
                 if not self._settle(ticket):
                     continue
-                news += 1
+                news.append((ticket.key, pair))
                 if self._kept is not None:
                     self._kept[ticket.key] = pair
                 for job, place in ticket.waiters:
                     job.deliver(place, pair)
                     answered[id(job)] = job
-        count(news)
+        count(len(news))
+        if self._share is not None:
+            self._share(news)
         for job in answered.values():
             job.settle()
 
@@ -215,6 +251,7 @@ class PairCache:
                 joined=self._joined,
                 failed=self._failed,
                 evictions=self._kept.evictions if self._kept is not None else 0,
+                shared=self._shared,
             )
 
 

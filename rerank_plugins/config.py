@@ -92,6 +92,10 @@ class RerankSettings(TypedDict, total=False):
     text_hook: Callable[[str, str | None, Any], str] | None
     language_models: Mapping[str, str]
     cache_entries: int
+    shared_cache: str | os.PathLike[str] | None
+    shared_cache_ttl_s: float | None
+    shared_cache_bytes: int
+    shared_cache_timeout_s: float
     batch_tokens: int | None
     queue_tokens: int
     when_full: WhenFull | str

@@ -26,6 +26,7 @@ from rerank_plugins.protocols import takes_instruction
 from rerank_plugins.results import EngineStats
 from rerank_plugins.scoring import Counter
 from rerank_plugins.submission import Submission
+from rerank_plugins.tiers.shared import SharedStats
 from rerank_plugins.watching import BatchWatch, tell_switch
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ if TYPE_CHECKING:
     from concurrent.futures import Future
 
     from rerank_plugins.protocols import AnyScorer
+    from rerank_plugins.tiers.shared import SharedCache
 
 
 class Engine:
@@ -53,6 +55,7 @@ class Engine:
         batch_tokens: int | None,
         queue_tokens: int,
         max_wait_s: float = 0.0,
+        make_shared: Callable[[], SharedCache] | None = None,
         more_replicas: Sequence[Callable[[], AnyScorer]] = (),
         reopens: bool = True,
     ) -> None:
@@ -62,6 +65,7 @@ class Engine:
         self._batch_tokens = batch_tokens
         self._queue_tokens = queue_tokens
         self._max_wait_s = max_wait_s
+        self._make_shared = make_shared
         self._reopens = reopens
         self._closed = False
         self._requests = self._fallbacks = 0
@@ -71,7 +75,9 @@ class Engine:
     def _start_afresh(self) -> None:
         told = partial(tell_switch, self.audience, self.name)
         self.breaker = CircuitBreaker(self.name, on_change=told)
-        self._cache = PairCache(self._cache_entries)
+        self._shared = self._make_shared() if self._make_shared is not None else None
+        share = self._shared.keep if self._shared is not None else None
+        self._cache = PairCache(self._cache_entries, share=share)
         self._counter = Counter()
         # A signal handler may close the engine in the middle of an opening by the same thread.
         self._opening = threading.RLock()
@@ -85,10 +91,15 @@ class Engine:
         self._instructed = False
         self._threads: dict[bool, ThreadPoolExecutor] = {}
 
+    def before_fork(self) -> Callable[[], None]:
+        """Wait until nothing is half written, for a while; returns what is due in the parent."""
+        return self._shared.before_fork() if self._shared is not None else _nothing
+
     def after_fork(self) -> None:
         """Begin again in a child process: threads, and locks they held, stayed in the parent."""
         # Never freed: a native scorer would wait for threads of its own that are not here.
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._open))
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._shared))
         self._start_afresh()
 
     def threads(self, *, may_block: bool = False) -> ThreadPoolExecutor:
@@ -106,6 +117,11 @@ class Engine:
                     thread_name_prefix=f"rerank-plugins {self.name}",
                 )
             return self._threads[may_block]
+
+    @property
+    def may_block(self) -> bool:
+        """Whether looking pairs up takes more than a look into memory."""
+        return self._shared is not None
 
     @property
     def opened(self) -> bool:
@@ -197,11 +213,14 @@ class Engine:
     def _submission(self, job: Job, query: str, salt: str, instruction: str | None) -> Submission:
         dispatcher = self._opened()[1]
         told = instruction if self._instructed else None
-        return Submission(dispatcher, self._cache, job, query, salt=salt, instruction=told)
+        return Submission(
+            dispatcher, self._cache, self._shared, job, query, salt=salt, instruction=told
+        )
 
     def stats(self) -> EngineStats:
         """Return the counters as they are now."""
         cache = self._cache.stats()
+        shared = self._shared.stats() if self._shared is not None else SharedStats()
         opened = self._open
         budgets = opened.budgets if opened is not None else []
         done = self._counter.total
@@ -224,11 +243,14 @@ class Engine:
             cache_hits=cache.hits,
             cache_misses=cache.misses,
             cache_evictions=cache.evictions,
+            shared_hits=cache.shared,
+            shared_errors=shared.errors,
+            shared_skipped=shared.skipped,
             fallbacks=self._fallbacks,
         )
 
     def clear_cache(self) -> None:
-        """Forget every cached logit."""
+        """Forget every logit of this process; what is shared with others stays."""
         self._cache.clear()
 
     def close(self, *, wait: bool = True) -> Dispatcher | None:
@@ -249,6 +271,9 @@ class Engine:
             threads, self._threads = self._threads, {}
         if opened is not None:
             opened.close(wait=wait)
+        if self._shared is not None:
+            # After the batches that ran, whose pairs are still to be written.
+            self._shared.close(wait=wait)
         for pool in threads.values():
             # What waits in there still runs, to tell its caller that the engine is closed.
             pool.shutdown(wait=False)
@@ -264,6 +289,8 @@ class Engine:
                 self._check_open()
                 opened = self._open
                 if opened is None or opened.dead:
+                    if self._shared is not None:
+                        self._shared.open()
                     opened = self._open_replicas()
                     if self._closed:
                         opened.close()
@@ -290,6 +317,10 @@ class Engine:
     def _check_open(self) -> None:
         if self._closed:
             raise ClosedError(f"the reranker for {self.name!r} is closed; open a new one")
+
+
+def _nothing() -> None:
+    """Nothing is due."""
 
 
 def _positive(batch_tokens: object, scorer: AnyScorer) -> int:

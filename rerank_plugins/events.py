@@ -71,7 +71,7 @@ class RequestEvent:
     commas where queries of ``score`` went to several. ``outcome`` is "ok", "fallback" or, for a
     call that raised, "error", "timeout", "queue_full", "cancelled", "closed" or "invalid".
     ``error`` is the name of the exception's class: of the one raised, or of the one that made it
-    fall back. ``pairs`` counts what was given, ``cached`` those of them that the pair cache
+    fall back. ``pairs`` counts what was given, ``cached`` those of them that a cache
     answered, ``tokens`` what was encoded for this call: neither cached pairs nor those that another
     call was scoring already. ``started_s`` is the `time.time` of its start.
     """

@@ -39,7 +39,7 @@ class Home:
         return threading.current_thread() is self._thread
 
     def run(self, function: Callable[[], T]) -> Future[T]:
-        """Call *function* in the thread, after what was given before.
+        """Call *function* in the thread, after what was given before, unless it is cancelled.
 
         Raises:
             ScoringError: the system gives no more threads.
@@ -75,6 +75,8 @@ class Home:
 
 
 def _do(function: Callable[[], object], done: Future[object]) -> None:
+    if not done.set_running_or_notify_cancel():
+        return
     try:
         result = function()
     # Whatever it is, somebody waits for it.

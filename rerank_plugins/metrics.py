@@ -13,7 +13,7 @@ from rerank_plugins.stages import STAGES
 
 try:
     from prometheus_client import REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
-    from prometheus_client.core import GaugeMetricFamily
+    from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
     from prometheus_client.registry import Collector
 except ModuleNotFoundError as exc:
     if exc.name != "prometheus_client":
@@ -161,29 +161,30 @@ def _of_this_process() -> PrometheusObserver:
         return _OF_THIS_PROCESS[0] if _OF_THIS_PROCESS else PrometheusObserver()
 
 
+_Family = GaugeMetricFamily | CounterMetricFamily
+
+
 class _Gauges(Collector):
     """What is read at the time of a scrape: queues and caches of engines, memory of GPUs."""
 
     def __init__(self, observer: PrometheusObserver) -> None:
         self._observer = observer
 
-    def describe(self) -> Sequence[GaugeMetricFamily]:
+    def describe(self) -> Sequence[_Family]:
         """Name the gauges, without reading anything."""
-        return [*_engine_gauges().values(), *_gpu_gauges().values()]
+        return [*_engine_families().values(), *_gpu_gauges().values()]
 
-    def collect(self) -> Iterator[GaugeMetricFamily]:
+    def collect(self) -> Iterator[_Family]:
         """Read the gauges; engines of one model, which settings may set apart, are added up."""
-        waiting: dict[str, int] = {}
-        entries: dict[str, int] = {}
+        families = _engine_families()
+        sums: dict[tuple[str, str], int] = {}
         for engine in ENGINES.heard_by(self._observer):
             stats = engine.stats()
-            waiting[engine.name] = waiting.get(engine.name, 0) + stats.tokens_waiting
-            entries[engine.name] = entries.get(engine.name, 0) + stats.cache_entries
-        gauges = _engine_gauges()
-        for model, tokens in waiting.items():
-            gauges["queue_tokens"].add_metric([model], tokens)
-            gauges["cache_entries"].add_metric([model], entries[model])
-        yield from gauges.values()
+            for field in families:
+                sums[field, engine.name] = sums.get((field, engine.name), 0) + getattr(stats, field)
+        for (field, model), total in sums.items():
+            families[field].add_metric([model], total)
+        yield from families.values()
         gauges = _gpu_gauges()
         for reading in read_gpus():
             for name, value in reading.values.items():
@@ -191,12 +192,21 @@ class _Gauges(Collector):
         yield from gauges.values()
 
 
-def _engine_gauges() -> dict[str, GaugeMetricFamily]:
+def _engine_families() -> dict[str, _Family]:
+    """Return what is read of engines, by field of `EngineStats`."""
     return {
-        name: GaugeMetricFamily(f"{PREFIX}{name}", text, labels=("model",))
-        for name, text in (
-            ("queue_tokens", "Tokens that wait in the queue."),
-            ("cache_entries", "Pairs that the cache holds."),
+        field: family(f"{PREFIX}{name}", text, labels=("model",))
+        for field, family, name, text in (
+            ("tokens_waiting", GaugeMetricFamily, "queue_tokens", "Tokens that wait in the queue."),
+            ("cache_entries", GaugeMetricFamily, "cache_entries", "Pairs that the cache holds."),
+            ("shared_hits", CounterMetricFamily, "shared_cache_hits", "Pairs that it answered."),
+            ("shared_errors", CounterMetricFamily, "shared_cache_errors", "Times that it failed."),
+            (
+                "shared_skipped",
+                CounterMetricFamily,
+                "shared_cache_skipped",
+                "Pairs that were scored or dropped without it.",
+            ),
         )
     }
 

@@ -13,18 +13,28 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from rerank_plugins.address import Address
 from rerank_plugins.config import RerankConfig
 from rerank_plugins.engine import Engine
 from rerank_plugins.errors import ClosedError, ConfigError
 from rerank_plugins.options import Backend
 from rerank_plugins.scorers import open_scorer
 from rerank_plugins.settings import EMBEDDED, LEXICAL
+from rerank_plugins.tiers.shared import SharedCache
+from rerank_plugins.tiers.store import find_store
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Sequence
 
     from rerank_plugins.dispatcher import Dispatcher
     from rerank_plugins.protocols import AnyScorer
+
+_SHARED_CACHE = (
+    "shared_cache",
+    "shared_cache_ttl_s",
+    "shared_cache_bytes",
+    "shared_cache_timeout_s",
+)
 
 _ENGINE_SETTINGS = (
     "backend",
@@ -38,6 +48,7 @@ _ENGINE_SETTINGS = (
     "special_tokens",
     "family",
     "cache_entries",
+    *_SHARED_CACHE,
     "batch_tokens",
     "queue_tokens",
     "max_wait_s",
@@ -49,7 +60,7 @@ _ENGINE_SETTINGS = (
 )
 """The settings that make two engines different, besides the model; the rest act around them."""
 
-_QUEUE_SETTINGS = ("cache_entries", "batch_tokens", "queue_tokens", "max_wait_s")
+_QUEUE_SETTINGS = ("cache_entries", *_SHARED_CACHE, "batch_tokens", "queue_tokens", "max_wait_s")
 """Those that make a difference where the scorer is a user's own."""
 
 _SHARED_BOUNDS = ("cache_entries", "queue_tokens")
@@ -70,13 +81,26 @@ class Registry:
         self._shared: dict[Hashable, _Shared] = {}
         # A worker holds its dispatcher as long as it runs; once it has ended, nothing does.
         self._ending: dict[int, weakref.ref[Dispatcher]] = {}
+        self._due_in_parent: list[Callable[[], None]] = []
         # A finalizer may release an engine in the middle of another call of the same thread.
         self.lock = threading.RLock()
+
+    def before_fork(self) -> None:
+        """Wait until nothing is half written that a child would inherit, for a while."""
+        with self.lock:
+            engines = [shared.engine for shared in self._shared.values()]
+        self._due_in_parent = [engine.before_fork() for engine in engines]
+
+    def after_fork_in_parent(self) -> None:
+        """Go on where nothing has changed."""
+        due, self._due_in_parent = self._due_in_parent, []
+        for go_on in due:
+            go_on()
 
     def after_fork(self) -> None:
         """Make every engine usable in a child process."""
         self.lock = threading.RLock()
-        self._ending = {}
+        self._ending, self._due_in_parent = {}, []
         for shared in self._shared.values():
             shared.engine.after_fork()
 
@@ -151,7 +175,11 @@ ENGINES = Registry()
 
 atexit.register(ENGINES.close_all)
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=ENGINES.after_fork)
+    os.register_at_fork(
+        before=ENGINES.before_fork,
+        after_in_parent=ENGINES.after_fork_in_parent,
+        after_in_child=ENGINES.after_fork,
+    )
 
 
 class Leases:
@@ -237,6 +265,7 @@ class Leases:
             batch_tokens=config.batch_tokens,
             queue_tokens=config.queue_tokens,
             max_wait_s=config.max_wait_s,
+            make_shared=partial(_shared_cache, model, config) if config.shared_cache else None,
             more_replicas=openers[1:],
             reopens=own is None or model != config.model,
         )
@@ -267,6 +296,15 @@ def _content_of(family: str) -> str:
     except (OSError, RuntimeError, ValueError):
         return ""
     return blake2b(content, digest_size=16).hexdigest()
+
+
+def _shared_cache(model: str, config: RerankConfig) -> SharedCache:
+    return SharedCache(
+        model,
+        Address(config.shared_cache or "").shown,
+        partial(find_store, config),
+        timeout_s=config.shared_cache_timeout_s,
+    )
 
 
 def _replicas(config: RerankConfig) -> list[RerankConfig]:

@@ -211,7 +211,10 @@ class Reranker:
         return {name: engine.stats() for name, engine in self._leases.engines().items()}
 
     def clear_cache(self) -> None:
-        """Forget every cached logit of the engines behind this reranker."""
+        """Forget every cached logit of the engines behind this reranker.
+
+        What a shared cache holds stays: it belongs to others, too.
+        """
         for engine in self._leases.engines().values():
             engine.clear_cache()
 

@@ -35,12 +35,12 @@ class RankedDocument:
     ``logit`` is the scorer's raw output for the pair, ``score`` the logit after the activation;
     higher is better. A blank document is never scored: its logit is the lowest float32.
     ``truncated`` says that the scorer did not read the whole document, ``cached`` that the logit
-    came from the pair cache. ``duplicate_of`` is the index of an earlier document that this one
-    repeats, and whose logit it has; it is None where no setting asks for duplicates to be found.
-    ``truncated`` and ``cached`` of such a copy are those of that document, for it was not scored
-    itself. ``window`` is the best window of a document that was scored in windows, None where it
-    fitted or was cut; an exact copy has that of its original, a near one, whose text is another,
-    None.
+    came from the pair cache, or from the shared one. ``duplicate_of`` is the index of an earlier
+    document that this one repeats, and whose logit it has; it is None where no setting asks for
+    duplicates to be found. ``truncated`` and ``cached`` of such a copy are those of that document,
+    for it was not scored itself. ``window`` is the best window of a document that was scored in
+    windows, None where it fitted or was cut; an exact copy has that of its original, a near one,
+    whose text is another, None.
     """
 
     index: int
@@ -118,8 +118,11 @@ class EngineStats:
     ``out_of_memory`` counts the batches that did not fit,
     ``workers_replaced`` the workers that died and were replaced. ``replicas`` is how many work now,
     ``batch_tokens`` the smallest token budget among them; both are 0 before the model is opened.
-    ``fallbacks`` counts requests that it was to answer, and for which the next of the fallback
-    chain was asked.
+    ``shared_hits`` counts the pairs that the shared cache answered, which are neither hits nor
+    misses of the pair cache. ``shared_errors`` counts the times that it failed or was late, and
+    values in it that are none; ``shared_skipped`` the pairs that were not looked up, or not
+    written, because it was down or too slow. ``fallbacks`` counts requests that it was to answer,
+    and for which the next of the fallback chain was asked.
     """
 
     scorer: str
@@ -140,4 +143,7 @@ class EngineStats:
     cache_hits: int
     cache_misses: int
     cache_evictions: int
+    shared_hits: int
+    shared_errors: int
+    shared_skipped: int
     fallbacks: int

@@ -79,7 +79,7 @@ class Serving:
             # No engine's threads: those of a dead one may all be stuck.
             return answer() if _is_short(call) else await asyncio.to_thread(answer)
         engine = self._leases.primary if attempt.link is None else self._leases.lease(attempt.link)
-        threads = engine.threads(may_block=self._cleaner.may_block)
+        threads = engine.threads(may_block=self._cleaner.may_block or engine.may_block)
         # Step by step: who waits for room in the queue must not hold a thread meanwhile.
         step = partial(run, next, self._submit(attempt), None)
         while (room := await _run_in(threads, step)) is not None:

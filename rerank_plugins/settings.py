@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
@@ -9,6 +10,7 @@ from typing import Any, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
+from rerank_plugins.address import Address, checked_address
 from rerank_plugins.events import Observer
 from rerank_plugins.options import (
     WEIGHT_ONLY,
@@ -43,6 +45,9 @@ LONGEST_TIMEOUT_S = 4_000_000
 MOST_REPLICAS = 256
 """Most copies of a model: more than a machine has devices, and few enough to be opened."""
 
+LONGEST_KEPT_S = 315_360_000
+"""Longest life of what a shared cache holds, in seconds: ten years."""
+
 _DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]+)?")
 
 
@@ -51,6 +56,13 @@ _NOT_TOGETHER: dict[tuple[Backend, Precision], str] = {
     (Backend.ONNX, Precision.INT4): 'take "int8", or leave backend out',
 }
 """Backends with precisions that they cannot compute in, and what to do."""
+
+
+def _hidden(value: object) -> object:
+    """Make an address of what may hold a password, so that no message shows it."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    return Address(value) if isinstance(value, str) else value
 
 
 class Settings(BaseModel):
@@ -132,6 +144,26 @@ class Settings(BaseModel):
     cache_entries: int = Field(
         default=50_000, ge=0, description="pairs kept in the cache; 0 turns it off"
     )
+    shared_cache: str | None = Field(
+        default=None,
+        description="a folder, or the URL of a Redis server, where other processes find scored "
+        "pairs",
+    )
+    shared_cache_ttl_s: float | None = Field(
+        default=None,
+        gt=0,
+        le=LONGEST_KEPT_S,
+        description="seconds that the shared cache keeps a pair; no limit where not set",
+    )
+    shared_cache_bytes: int = Field(
+        default=2**30, ge=2**20, description="size of a shared cache that is a folder"
+    )
+    shared_cache_timeout_s: float = Field(
+        default=0.25,
+        gt=0,
+        le=60,
+        description="seconds that a request waits for the shared cache",
+    )
     batch_tokens: int | None = Field(
         default=None, ge=1, description="tokens in one batch; the scorer's own budget where not set"
     )
@@ -183,6 +215,12 @@ class Settings(BaseModel):
         default=False, description="open pickled weights, which can run code, where no others are"
     )
 
+    def __init__(self, **settings: Any) -> None:  # noqa: ANN401  pydantic checks each value
+        # Before anything looks at it: an error shows what was given, and may show all of it.
+        if "shared_cache" in settings:
+            settings["shared_cache"] = _hidden(settings["shared_cache"])
+        super().__init__(**settings)
+
     @field_validator("device")
     @classmethod
     def _device_is_one(cls, value: str) -> str:
@@ -190,12 +228,20 @@ class Settings(BaseModel):
             raise ValueError('expected "auto", "cpu", "cuda", "cuda:N" or "mps"')
         return value
 
+    @field_validator("shared_cache")
+    @classmethod
+    def _shared_cache_is_somewhere(cls, value: str | None) -> str | None:
+        return None if value is None else checked_address(value)
+
     @field_validator(
         "max_length",
         "window_overlap",
         "near_duplicates",
         "max_candidates",
         "cache_entries",
+        "shared_cache_ttl_s",
+        "shared_cache_bytes",
+        "shared_cache_timeout_s",
         "batch_tokens",
         "queue_tokens",
         "max_wait_s",
@@ -319,7 +365,8 @@ class Settings(BaseModel):
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
         # A plugged-in object is named by its type, for its own repr may hold a secret.
         for name, value in super().__repr_args__():
-            yield name, without_reprs(value) if name in FUNCTION_SETTINGS else value
+            shown = _hidden(value) if name == "shared_cache" else value
+            yield name, without_reprs(value) if name in FUNCTION_SETTINGS else shown
 
 
 def _listed(value: object, kind: type, expected: str) -> tuple[Any, ...]:

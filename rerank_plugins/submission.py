@@ -11,14 +11,15 @@ from rerank_plugins.errors import ClosedError, InputError, RerankError, ScoringE
 from rerank_plugins.options import Priority, WhenFull
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from concurrent.futures import Future
 
     from rerank_plugins.cache import PairCache
     from rerank_plugins.dispatcher import Dispatcher
-    from rerank_plugins.jobs import Job, Piece, Ticket, Waiter
+    from rerank_plugins.jobs import CachedPair, Job, Piece, Ticket, Waiter
     from rerank_plugins.protocols import AnyScorer, EncodedPair, InstructedScorer
     from rerank_plugins.room import Turn
+    from rerank_plugins.tiers.shared import SharedCache
 
 CHUNK_PAIRS = 64
 """Pairs encoded at a time, so that the model works on one chunk while the next is encoded."""
@@ -34,6 +35,7 @@ class Submission:
         self,
         dispatcher: Dispatcher,
         cache: PairCache,
+        shared: SharedCache | None,
         job: Job,
         query: str,
         *,
@@ -44,6 +46,7 @@ class Submission:
         encode, told = _told(scorer, instruction)
         self._dispatcher = dispatcher
         self._cache = cache
+        self._shared = shared
         self._job = job
         self._scorer = scorer.name
         self._encode: Callable[[Sequence[str]], Sequence[EncodedPair]] = partial(encode, query)
@@ -62,8 +65,9 @@ class Submission:
         while job.waiting and (chunk := list(islice(documents, CHUNK_PAIRS))):
             job.work("look_up")
             keys = self._keys(chunk)
+            known = self._known(keys)
             turn: Turn | None = None
-            if self._dispatcher.crowded and not self._cache.covers(keys):
+            if self._dispatcher.crowded and not self._cache.covers(keys, known):
                 if when_full is WhenFull.RAISE and not job.begun:
                     self._dispatcher.refuse_if_crowded()
                 elif turn := self._dispatcher.turn_for(job):
@@ -75,7 +79,7 @@ class Submission:
                         return
             job.begun = True
             try:
-                self._fill(keys, chunk)
+                self._fill(keys, chunk, known)
             finally:
                 if turn is not None:
                     self._dispatcher.leave(turn)
@@ -83,17 +87,27 @@ class Submission:
 
     def add(self, chunk: Sequence[tuple[int, str]], *, errand_of: int) -> None:
         """Do it for a few documents at once, for replica *errand_of* to score."""
-        self._fill(self._keys(chunk), chunk, errand_of)
+        self._fill(self._keys(chunk), chunk, {}, errand_of)
 
     def _keys(self, chunk: Sequence[tuple[int, str]]) -> list[bytes]:
         return [pair_key(self._prefix, self._query, text.encode()) for _, text in chunk]
 
+    def _known(self, keys: Sequence[bytes]) -> Mapping[bytes, CachedPair]:
+        """Return what the shared cache has of a chunk; nothing is claimed while it is asked."""
+        if self._shared is None or not (missing := self._cache.missing(keys)):
+            return {}
+        return self._shared.look_up(missing, self._job.seconds_left)
+
     def _fill(
-        self, keys: Sequence[bytes], chunk: Sequence[tuple[int, str]], errand_of: int | None = None
+        self,
+        keys: Sequence[bytes],
+        chunk: Sequence[tuple[int, str]],
+        known: Mapping[bytes, CachedPair],
+        errand_of: int | None = None,
     ) -> None:
         """Fill the job with what is known of a chunk, and queue the rest."""
         job = self._job
-        tickets = self._cache.claim(job, keys, [place for place, _ in chunk])
+        tickets = self._cache.claim(job, keys, [place for place, _ in chunk], known)
         try:
             if job.priority is Priority.INTERACTIVE and (promoted := self._cache.promote(keys)):
                 self._dispatcher.promote(promoted)

@@ -42,6 +42,8 @@ _OPTIONAL: Final = (
     (("prometheus-client",), "metrics"),
     (("nvidia-ml-py",), "metrics"),
     (("opentelemetry-api",), "tracing"),
+    (("diskcache",), "disk-cache"),
+    (("redis",), "redis"),
     (("bm25s",), "eval"),
     (("ir-measures",), "eval"),
 )

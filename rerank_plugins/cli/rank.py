@@ -165,7 +165,7 @@ def _advance(bar: tqdm[object], reranker: Reranker) -> None:
     if bar.disable:
         return
     answered = sum(
-        stats.pairs_scored + stats.pairs_joined + stats.cache_hits
+        stats.pairs_scored + stats.pairs_joined + stats.cache_hits + stats.shared_hits
         for stats in reranker.stats().values()
     )
     bar.update(min(answered, bar.total or 0) - bar.n)

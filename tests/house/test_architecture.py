@@ -15,7 +15,7 @@ import rerank_plugins
 # A module may import modules of the lines above its own.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("results", "events", "options", "breaker"),
+    ("results", "events", "options", "breaker", "address"),
     ("settings",),
     ("config",),
     ("protocols",),
@@ -28,7 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("scoring",),
     ("replica",),
     ("dispatcher",),
-    ("scorers", "opening"),
+    ("scorers", "opening", "tiers"),
     ("submission",),
     ("engine",),
     ("registry", "screening"),

@@ -200,6 +200,24 @@ async def test_queue_and_cache_are_read_at_the_time_of_a_scrape(
     assert value(registry, "cache_entries", model="fake") is None
 
 
+def test_the_shared_cache_is_counted_at_a_scrape(
+    observer: PrometheusObserver,
+    registry: CollectorRegistry,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pytest.importorskip("diskcache")
+    monkeypatch.setattr("rerank_plugins.tiers.shared.FLUSH_WAIT_S", 30.0)
+    settings: dict[str, Any] = {"shared_cache": str(tmp_path), "shared_cache_timeout_s": 30}
+    for hits in (0, 2):
+        with Reranker(FakeScorer(), observers=[observer], **settings) as reranker:
+            reranker.rank("red fox", ["one", "two"])
+            assert value(registry, "shared_cache_hits_total", model="fake") == hits
+            assert value(registry, "shared_cache_errors_total", model="fake") == 0
+            assert value(registry, "shared_cache_skipped_total", model="fake") == 0
+    assert value(registry, "cache_hits_total", model="fake", scorer="fake") == 2
+
+
 def test_a_reranker_fills_the_metrics(
     observer: PrometheusObserver,
     registry: CollectorRegistry,

@@ -1,0 +1,1 @@
+"""The second tier of the pair cache: what other processes have scored, on disk or in Redis."""
