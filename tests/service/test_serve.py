@@ -18,6 +18,7 @@ import httpx
 import pytest
 
 from rerank_plugins.cli import main
+from rerank_plugins.events import Observer
 from rerank_plugins.testing import FakeScorer
 from tests.service.conftest import DOCUMENTS, QUERY
 
@@ -151,9 +152,7 @@ def served(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
     monkeypatch.setattr(
         "rerank_plugins.registry.open_scorer", lambda config: FakeScorer(name=config.model)
     )
-    monkeypatch.setattr(
-        rerank_plugins.metrics, "PrometheusObserver", rerank_plugins.events.Observer
-    )
+    monkeypatch.setattr("rerank_plugins.metrics.PrometheusObserver", Observer)
     for name in ("rerank_plugins", "uvicorn.error", "rerank_plugins.access"):
         logger = logging.getLogger(name)
         monkeypatch.setattr(logger, "handlers", [])
