@@ -75,10 +75,8 @@ def main() -> None:
 
 
 async def measure(model: str, pool: Sequence[Request], arguments: argparse.Namespace) -> None:
-    """Print a row for each number of connections and subject."""
-    print(
-        "| connections | subject | requests | pairs/s | of the engine's | p50 ms | p99 ms | errors |"
-    )
+    """Print a row by connections and subject, with its share of the engine's rate."""
+    print("| connections | subject | requests | pairs/s | share | p50 ms | p99 ms | errors |")
     print("|--:|---|--:|--:|--:|--:|--:|--:|")
     with ExitStack() as stack:
         urls = {SERVICE: stack.enter_context(ours(model))}
