@@ -65,6 +65,13 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
     )
     _add_limits(parser)
     parser.add_argument(
+        "--body-timeout-s",
+        type=_count,
+        default=int(ServiceSettings().body_timeout_s),
+        metavar="N",
+        help="seconds in which a request must have come (60)",
+    )
+    parser.add_argument(
         "--drain-s",
         type=_count,
         default=30,
@@ -153,6 +160,7 @@ def _settings(args: argparse.Namespace) -> ServiceSettings:
         max_characters=args.max_characters,
         max_body_bytes=args.max_body_mb * MEGABYTE,
         max_requests=args.max_requests,
+        body_timeout_s=args.body_timeout_s,
         strict_models=args.strict_models,
         api_keys=tuple(keys),
     )

@@ -46,7 +46,7 @@ async def answer(
     access = access_of(request.scope)
     dialect = endpoints[0].dialect
     try:
-        sent = json_object(await read_body(request, service.settings.max_body_bytes))
+        sent = json_object(await read_body(request, service.settings))
         endpoint = endpoint_of(endpoints, sent)
         dialect, access.dialect = endpoint.dialect, endpoint.dialect.name
         asks = asks_of(sent, endpoint, service.settings)

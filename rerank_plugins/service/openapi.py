@@ -24,6 +24,7 @@ _MEANINGS: Final = {
     Kind.INVALID: "A field is wrong, or there is too much of something",
     Kind.EMPTY: "There are no documents",
     Kind.TOO_LARGE: "The body is too long",
+    Kind.SLOW: "The body did not come in time",
     Kind.UNAUTHORIZED: "A key is needed",
     Kind.UNKNOWN_MODEL: "The model is not served",
     Kind.OVERLOADED: "Too much is waiting; Retry-After says when to come back",

@@ -28,6 +28,7 @@ class Kind(StrEnum):
     INVALID = "invalid"
     EMPTY = "empty"
     TOO_LARGE = "too_large"
+    SLOW = "slow"
     UNAUTHORIZED = "unauthorized"
     NOT_FOUND = "not_found"
     METHOD = "method"
@@ -44,6 +45,7 @@ STATUSES: Final[Mapping[Kind, int]] = {
     Kind.INVALID: 422,
     Kind.EMPTY: 422,
     Kind.TOO_LARGE: 413,
+    Kind.SLOW: 408,
     Kind.UNAUTHORIZED: 401,
     Kind.NOT_FOUND: 404,
     Kind.METHOD: 405,

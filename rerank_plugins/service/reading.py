@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 from typing import TYPE_CHECKING, Any, Final
 
@@ -30,12 +31,24 @@ _SHOWN: Final = 3
 """Complaints of one request that are named."""
 
 
-async def read_body(request: Request, limit: int) -> bytes:
+async def read_body(request: Request, settings: ServiceSettings) -> bytes:
     """Return the body, counted as it comes.
 
     Raises:
-        RefusedError: it is longer than *limit* bytes.
+        RefusedError: it is too long, or does not come in time.
     """
+    try:
+        async with asyncio.timeout(settings.body_timeout_s):
+            return await _read(request, settings.max_body_bytes)
+    except TimeoutError:
+        raise RefusedError(
+            Kind.SLOW,
+            f"the body did not come within {settings.body_timeout_s:g} seconds",
+            headers={"connection": "close"},
+        ) from None
+
+
+async def _read(request: Request, limit: int) -> bytes:
     too_large = RefusedError(Kind.TOO_LARGE, f"the body is longer than {limit} bytes")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:

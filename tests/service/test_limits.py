@@ -56,6 +56,7 @@ BODIES: dict[str, bytes] = {
     "a lone surrogate": b'{"query": "a", "documents": ["\\ud800"]}',
     "a lone surrogate in raw bytes": b'{"query": "a", "documents": ["\xed\xa0\x80"]}',
     "NaN": b'{"query": "a", "documents": ["b"], "top_n": NaN}',
+    "NaN where nobody looks": b'{"query": "a", "documents": ["b"], "x": NaN}',
     "infinity": b'{"query": "a", "documents": ["b"], "top_n": 1e999}',
     "a number of a million digits": b'{"top_n": ' + b"9" * 1_000_000 + b"}",
     "a list": b"[]",
@@ -108,6 +109,19 @@ def test_a_body_of_the_longest_length_is_read(serve: Serve) -> None:
     chunked = client.post("/rerank", content=iter([body, b" "]))
     assert chunked.status_code == 413
     assert chunked.json()["message"] == f"the body is longer than {len(body)} bytes"
+
+
+def test_a_body_that_does_not_come_gives_its_place_free(serve: Serve) -> None:
+    client = serve(body_timeout_s=0.2, max_requests=1)
+    with socket.create_connection((client.base_url.host, client.base_url.port)) as sock:
+        sock.settimeout(60)
+        sock.sendall(b"POST /tei/rerank HTTP/1.1\r\nhost: x\r\ncontent-length: 9\r\n\r\n{")
+
+        answer = b"".join(iter(lambda: sock.recv(4096), b""))
+
+    assert answer.startswith(b"HTTP/1.1 408 ")
+    assert b'"the body did not come within 0.2 seconds"' in answer
+    assert _alive(client)
 
 
 def test_keys_that_stand_twice_do_no_harm(client: httpx.Client) -> None:
@@ -268,7 +282,7 @@ GUARDED = ("/info", "/v1/models", "/metrics", "/openapi.json", "/docs", "/nothin
 def test_a_key_opens_everything_and_health_needs_none(serve: Serve) -> None:
     client = serve(api_keys=KEYS)
 
-    for given in (None, "Bearer wrong", "Bearer", "Basic first-key", "first-key", "Bearer first-"):
+    for given in (None, "Bearer wrong", "Bearer", "Digest first-key", "first-key", "Bearer first-"):
         headers = {} if given is None else {"authorization": given}
         tei = client.post("/tei/rerank", json=TEXTS, headers=headers)
         assert (tei.status_code, tei.json()["error_type"]) == (401, "validation")
@@ -307,6 +321,12 @@ def test_a_key_that_no_header_holds_is_refused_and_not_shown(key: str) -> None:
         ServiceSettings(api_keys=("good", key))
     assert not key or key not in str(error.value)
     assert "good" not in repr(ServiceSettings(api_keys=("good",)))
+
+
+@pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf")])
+def test_a_limit_of_time_is_some_seconds(value: float) -> None:
+    with pytest.raises(ConfigError, match=r"^body_timeout_s: expected seconds above 0"):
+        ServiceSettings(body_timeout_s=value)
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "3"])
