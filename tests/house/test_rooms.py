@@ -23,6 +23,7 @@ ROOMS = (
     "documents.py",
     "evaluation",
     "export",
+    "service",
     "scorers/onnx",
     "scorers/torch",
     "scorers/embedded.py",
