@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final
 
 from rerank_plugins.options import Dialect
@@ -86,8 +86,12 @@ async def _recognise(get: Get, address: str, model: str | None) -> Served:
             if failure.kind in _NOT_IT:
                 continue
             raise
-        served = _READERS[dialect](body, address, model)
-        if served is not None and (dialect is Dialect.TEI or _owner(body) == dialect):
+        read = _READERS[dialect]
+        if dialect is Dialect.TEI:
+            read = _own if isinstance(body, dict) and "max_characters" in body else read
+        elif _owner(body) != dialect:
+            continue
+        if (served := read(body, address, model)) is not None:
             return served
     raise Failure(
         Kind.MISSING,
@@ -106,7 +110,7 @@ def _identity(row: Row, model: str | None, details: Mapping[str, object]) -> str
 
 
 def _info(body: object, address: str, model: str | None) -> Served | None:
-    """Read ``/info``, as TEI has it and this project's own service."""
+    """Read ``/info`` as TEI has it."""
     if not isinstance(body, dict) or not isinstance(body.get("model_id"), str):
         return None
     kind = body.get("model_type")
@@ -129,6 +133,28 @@ def _info(body: object, address: str, model: str | None) -> Served | None:
         documents,
         # Each document takes a permit, and others want some.
         at_once=max(1, min(AT_ONCE, permits // (2 * documents))),
+    )
+
+
+def _own(body: object, address: str, model: str | None) -> Served | None:
+    """Read ``/info`` as this project's own service has it, which speaks Infinity's dialect."""
+    names = body.get("models") if isinstance(body, dict) else None
+    if not isinstance(body, dict) or not isinstance(names, list):
+        return None
+    serves = _the_one(map(str, names), address, model)
+    told = {name: body.get(name) for name in ("identities", "instructions")}
+    mine = {name: each.get(serves) for name, each in told.items() if isinstance(each, dict)}
+    instruction = mine.get("instructions")
+    own = ROWS[Dialect.INFINITY]
+    row = replace(own, characters=_number(body.get("max_characters"), own.characters or 1))
+    return Served(
+        row,
+        serves,
+        _identity(row, serves, {"own": True, "identity": mine.get("identities")}),
+        _number(body.get("max_client_batch_size"), row.documents),
+        at_once=max(1, min(AT_ONCE, _number(body.get("max_concurrent_requests"), 512) // 2)),
+        prefix=OWN_PREFIX,
+        instruction=instruction if isinstance(instruction, str) else None,
     )
 
 
