@@ -153,7 +153,11 @@ class DeadlineScorer(Scorer[PairT], Protocol[PairT]):
     def forward(
         self, pairs: Sequence[PairT], *, until: Until | None = None
     ) -> Sequence[float | Exception] | NDArray[np.float32]:
-        """Score one batch, and give up what is not there when *until* says so; None is never."""
+        """Score one batch, and give up what is not there when *until* says so; None is never.
+
+        A `RerankTimeoutError` stands in the place of what was given up: it fails nobody, and where
+        somebody has come to wait meanwhile, the pair is scored again.
+        """
 
 
 def takes_deadline(scorer: AnyScorer) -> bool:

@@ -13,6 +13,7 @@ from rerank_plugins.errors import (
     OutOfMemoryError,
     QueueFullError,
     RerankError,
+    RerankTimeoutError,
     ScoringError,
     is_out_of_memory,
     words_of,
@@ -106,7 +107,10 @@ class BatchScoring:
         except Exception as exc:  # noqa: BLE001
             failure = exc
         if failure is None:
-            self._resolve(batch, logits, failures)
+            late = self._resolve(batch, logits, failures)
+            # Somebody may have come to wait while it was given up.
+            if wanted := self.wanted(late):
+                self.score(wanted)
             return
         if is_out_of_memory(failure):
             self._counter.add(Counts(out_of_memory=1))
@@ -151,7 +155,8 @@ class BatchScoring:
 
     def _resolve(
         self, batch: Sequence[Piece], logits: NDArray[np.float32], failures: dict[int, Exception]
-    ) -> None:
+    ) -> list[Piece]:
+        """Answer what was scored and fail what was not; returns what was given up."""
         answered: list[tuple[Ticket, CachedPair]] = []
         wrong: list[tuple[Piece, Exception]] = []
         for place, (piece, logit) in enumerate(zip(batch, logits, strict=True)):
@@ -170,8 +175,11 @@ class BatchScoring:
         self._cache.resolve(
             answered, count=lambda pairs: self._counter.add(Counts(pairs_scored=pairs))
         )
+        late = [piece for piece, error in wrong if isinstance(error, RerankTimeoutError)]
         for piece, error in wrong:
-            self.fail([piece], error)
+            if not isinstance(error, RerankTimeoutError):
+                self.fail([piece], error)
+        return late
 
 
 def _scoring_error(waiter: Waiter, *, scorer: str, cause: BaseException) -> RerankError:

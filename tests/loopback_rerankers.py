@@ -150,6 +150,15 @@ class Loopback(ThreadingHTTPServer):
     block_on_close = False
     reranker: RerankServer
 
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.connections: list[socket.socket] = []
+
+    def get_request(self) -> tuple[socket.socket, Any]:
+        connection, address = super().get_request()
+        self.connections.append(connection)
+        return connection, address
+
     def handle_error(self, request: object, client_address: object) -> None:
         """Say nothing: clients that go away are what the tests are about."""
 
@@ -175,6 +184,10 @@ def running(reranker: RerankServer, port: int = 0) -> Iterator[None]:
     finally:
         loopback.shutdown()
         loopback.server_close()
+        # A process that ends takes those that are kept alive along.
+        for connection in loopback.connections:
+            with contextlib.suppress(OSError):
+                connection.shutdown(socket.SHUT_RDWR)
         thread.join(PATIENCE_S)
 
 

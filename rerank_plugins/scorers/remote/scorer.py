@@ -6,7 +6,7 @@ import asyncio
 import time
 from typing import TYPE_CHECKING, Final, Literal
 
-from rerank_plugins.errors import ScoringError
+from rerank_plugins.errors import RerankTimeoutError
 from rerank_plugins.options import Backend
 from rerank_plugins.scorers.remote.answers import read_answer
 from rerank_plugins.scorers.remote.dialects import Question
@@ -189,10 +189,10 @@ class RemoteScorer:
     ) -> list[Answer]:
         """Ask one server once, and remember how that went."""
         seconds = REQUEST_TIMEOUT_S
-        if (left := _left_s(until)) is not None:
+        # The deadline itself may move while this goes on; `_forward` looks after it.
+        if self._fleet.others(tried) and (left := _left_s(until)) is not None:
             # Half of what is left is for another one, if this one says nothing.
-            half = left / 2 if self._fleet.others(tried) else left
-            seconds = min(seconds, max(0.001, half))
+            seconds = min(seconds, max(0.0, left / 2))
         server.outstanding += 1
         try:
             served = server.served or await self._introduced(server)
@@ -244,5 +244,5 @@ def _left_s(until: Until | None) -> float | None:
     return None if deadline is None else deadline - time.monotonic()
 
 
-def _unanswered(name: str) -> ScoringError:
-    return ScoringError(f"{name} gave no answer before the deadline", retryable=True)
+def _unanswered(name: str) -> RerankTimeoutError:
+    return RerankTimeoutError(f"{name} gave no answer before the deadline")
