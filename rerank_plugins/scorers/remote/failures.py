@@ -56,7 +56,9 @@ class Kind(Enum):
     """It cannot be reached, or says nothing in time."""
     BROKEN = 9, _Rule(strikes=3)
     """It answered something that is no answer."""
-    LATE = 10, _Rule(strikes=2, retryable=True)
+    CHANGED = 10, _Rule(again=True, strikes=6)
+    """It serves another model than before: another server may not."""
+    LATE = 11, _Rule(strikes=2, retryable=True)
     """Nobody waits any longer; that may have been short."""
 
     @property

@@ -224,7 +224,7 @@ class RemoteScorer:
         served = await self._identify(server)
         if served.identity != self.identity:
             raise Failure(
-                Kind.MISSING,
+                Kind.CHANGED,
                 f"{server.address} serves {served.identity} now, and the other logits are of "
                 f"{self.identity}; open a new reranker",
             )

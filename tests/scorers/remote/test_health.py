@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections import Counter
 from typing import TYPE_CHECKING
 
@@ -207,9 +206,7 @@ def test_one_that_comes_back_as_another_model_is_not_asked(
         n = 10
         while changing.introductions == introduced:
             n += 1
-            # Whose lot it is to find out fails; that is said once, and then the other answers.
-            with contextlib.suppress(ScoringError):
-                reranker.rank(f"query {n}", ["a"])
+            assert len(reranker.rank(f"query {n}", ["a"])) == 1
 
     assert len(changing.asked) == asked
     assert "acme/another" in caplog.text
@@ -249,3 +246,22 @@ def test_replicas_ask_at_the_same_time(serve: Serve, connect: Connect) -> None:
     with ThreadPoolExecutor(3) as threads:
         calls = [threads.submit(reranker.rank, f"query {n}", ["a"]) for n in range(3)]
         assert [len(call.result(60)) for call in calls] == [1, 1, 1]
+
+
+def test_a_lone_server_that_changed_its_model_answers_nobody(
+    serve: Serve, connect: Connect
+) -> None:
+    server = serve("infinity")
+    reranker = connect(server)
+    reranker.warmup()
+    server.always = status(503)
+    with pytest.raises(ScoringError):
+        reranker.rank("query", ["a"])
+    server.always, server.model = None, "acme/another"
+    asked = len(server.asked)
+
+    with pytest.raises(ScoringError, match=r"acme/another.*open a new reranker") as caught:
+        reranker.rank("query", ["a"])
+
+    assert not caught.value.retryable
+    assert len(server.asked) == asked
