@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from rerank_plugins.attempts import Attempt, attempts
 from rerank_plugins.candidates import ALL
-from rerank_plugins.errors import ClosedError, ConfigError
+from rerank_plugins.errors import ClosedError
 from rerank_plugins.given_order import answer_in_given_order
 from rerank_plugins.options import Activation, OnError
 from rerank_plugins.reporting import reported
@@ -212,11 +212,6 @@ class Serving:
 
     def _activation(self, scorer: AnyScorer) -> str:
         chosen = self._config.activation
-        if chosen is Activation.SIGMOID and getattr(scorer, "scores_alone", False):
-            raise ConfigError(
-                f'activation: {scorer.name} gives scores and no logits, which "sigmoid" would '
-                "squash twice; leave it out"
-            )
         return scorer.activation if chosen is Activation.AUTO else chosen.value
 
 

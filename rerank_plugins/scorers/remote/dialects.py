@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from rerank_plugins.options import SCORES_ALONE, Dialect
+from rerank_plugins.options import Dialect
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -43,11 +43,6 @@ class Row:
     documents: int
     characters: int | None = None
     cut: str = "the server's own"
-
-    @property
-    def scores_alone(self) -> bool:
-        """Whether no logits can be had."""
-        return self.dialect in SCORES_ALONE
 
 
 def _tei(asked: Question) -> dict[str, object]:

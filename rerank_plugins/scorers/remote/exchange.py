@@ -47,7 +47,7 @@ def import_httpx() -> ModuleType:
 class Exchange:
     """A pool of connections to the servers of one scorer; of one event loop.
 
-    Proxies are those of the environment, as httpx reads it, but for addresses of this machine.
+    Proxies are those of the variables that httpx reads, but for addresses of this machine.
     """
 
     def __init__(self, addresses: Sequence[str], api_key: str | None) -> None:

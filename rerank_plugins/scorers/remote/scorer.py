@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Final, Literal
 
 from rerank_plugins.errors import RerankTimeoutError
-from rerank_plugins.options import Backend
+from rerank_plugins.options import SCORES_ALONE, Backend
 from rerank_plugins.scorers.remote.answers import read_answer
 from rerank_plugins.scorers.remote.dialects import Question
 from rerank_plugins.scorers.remote.failures import Failure, Kind
@@ -65,8 +65,9 @@ class RemoteScorer:
     ) -> None:
         self.name = f"remote/{served.model}"
         self.identity = served.identity
-        self.scores_alone = served.row.scores_alone
-        self.activation: Literal["sigmoid", "logit"] = "logit" if self.scores_alone else "sigmoid"
+        self.activation: Literal["sigmoid", "logit"] = (
+            "logit" if served.row.dialect in SCORES_ALONE else "sigmoid"
+        )
         self.instruction = served.instruction
         self._runner = runner
         self._exchange = exchange
