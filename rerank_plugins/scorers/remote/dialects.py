@@ -73,7 +73,7 @@ def _vllm(asked: Question) -> dict[str, object]:
         "query": asked.query,
         "documents": asked.documents,
         "top_n": 0,
-        # Two names of one option: versions before 0.11.1 know the second.
+        # Two names of one option: older versions know the second.
         "use_activation": False,
         "activation": False,
         # Its longest; without, a pair that is longer is refused.
