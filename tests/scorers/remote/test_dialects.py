@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from rerank_plugins import ConfigError
-from tests.loopback_rerankers import PATHS, shared_words
+from rerank_plugins import ConfigError, RerankConfig
+from tests.loopback_rerankers import PATHS, scored, shared_words
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -152,11 +153,23 @@ def test_requests_of_one_batch_are_sent_at_the_same_time(serve: Serve, connect: 
 
 
 def test_half_of_the_permits_of_tei_are_left_to_others(serve: Serve, connect: Connect) -> None:
+    from rerank_plugins.scorers import open_scorer
+
     server = serve("tei", info={"max_client_batch_size": 4, "max_concurrent_requests": 17})
+    scorer = open_scorer(RerankConfig(model=server.url))
 
-    connect(server).rank(QUERY, [f"sea {n}" for n in range(64)])
+    entered = []
+    # One that holds its documents' permits: who comes third finds the others inside.
+    server.always = lambda handler: (
+        entered.append(server.at_once),
+        time.sleep(0.05),
+        handler.answer(*scored(server, handler.body)),
+    )
+    scorer.forward(scorer.encode(QUERY, [f"sea {n}" for n in range(64)]))
+    scorer.close()
 
-    assert server.most_at_once <= 2
+    assert len(entered) == 16
+    assert max(entered) == 2
 
 
 def test_pairs_of_several_queries_become_a_request_each(serve: Serve, connect: Connect) -> None:
