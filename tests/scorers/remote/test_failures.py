@@ -219,7 +219,10 @@ def test_a_wait_that_nobody_would_wait_for_is_not_begun(serve: Serve, connect: C
         reranker.rank("the river", DOCUMENTS, timeout_s=8)
 
 
-def test_retries_are_a_share_of_the_requests(serve: Serve, connect: Connect) -> None:
+def test_retries_are_a_share_of_the_requests(
+    serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(retries, "FIRST_WAIT_S", 0.0)
     server = serve("infinity")
     reranker = connect(server, cache_entries=0)
     reranker.warmup()
