@@ -21,6 +21,7 @@ ROOMS = (
     "cli",
     "evaluation",
     "export",
+    "service",
     "scorers/onnx",
     "scorers/torch",
     "scorers/embedded.py",

@@ -142,19 +142,21 @@ def _own(body: object, address: str, model: str | None) -> Served | None:
     if not isinstance(body, dict) or not isinstance(names, list):
         return None
     serves = _the_one(map(str, names), address, model)
-    told = {name: body.get(name) for name in ("identities", "instructions")}
-    mine = {name: each.get(serves) for name, each in told.items() if isinstance(each, dict)}
-    instruction = mine.get("instructions")
+    identities, instructed = body.get("identities"), body.get("instructed")
+    details = {"own": True}
+    details |= {"identity": identities.get(serves)} if isinstance(identities, dict) else {}
+    takes_one = isinstance(instructed, list) and serves in instructed
     own = ROWS[Dialect.INFINITY]
     row = replace(own, characters=_number(body.get("max_characters"), own.characters or 1))
     return Served(
         row,
         serves,
-        _identity(row, serves, {"own": True, "identity": mine.get("identities")}),
+        _identity(row, serves, details),
         _number(body.get("max_client_batch_size"), row.documents),
         at_once=max(1, min(AT_ONCE, _number(body.get("max_concurrent_requests"), 512) // 2)),
         prefix=OWN_PREFIX,
-        instruction=instruction if isinstance(instruction, str) else None,
+        # The one that is set there; blank, as nobody can ask for that.
+        instruction="" if takes_one else None,
     )
 
 

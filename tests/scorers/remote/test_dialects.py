@@ -204,7 +204,7 @@ def test_a_body_stays_below_what_servers_take(serve: Serve, connect: Connect) ->
 
 
 def test_our_own_service_is_told_an_instruction(serve: Serve, connect: Connect) -> None:
-    server = serve("own", info={"instructions": {"acme/ranker": "find the answer"}})
+    server = serve("own", info={"instructed": ["acme/ranker"]})
     reranker = connect(server)
 
     first = reranker.rank("q", ["a"])

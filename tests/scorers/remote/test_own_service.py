@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rerank_plugins import ModelLoadError, Reranker
+from rerank_plugins import ModelLoadError, RerankConfig, Reranker
+from rerank_plugins.testing import FakeScorer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -88,3 +89,31 @@ def test_a_model_that_is_not_served_is_named(connect: Connect) -> None:
         pytest.raises(ModelLoadError, match="serves lexical, and remote_model is 'other'"),
     ):
         connect(address, remote_model="other").warmup()
+
+
+def test_what_changes_a_logit_there_is_in_the_key_here(connect: Connect) -> None:
+    from rerank_plugins.scorers import open_scorer
+
+    identities = []
+    for settings in ({}, {}, {"normalizer": None}):
+        with serving(Reranker("lexical", **settings)) as address:  # type: ignore[arg-type]
+            scorer = open_scorer(RerankConfig(model=address))
+            identities.append(scorer.identity)
+            scorer.close()
+
+    assert identities[0] == identities[1] != identities[2]
+
+
+def test_an_instruction_reaches_the_model_behind_the_service(connect: Connect) -> None:
+    scorer = FakeScorer(instruction="find facts")
+    with serving(Reranker(scorer)) as address:
+        remote = connect(address)
+        remote.rank("red fox", ["a fox"])
+        remote.rank("red fox", ["a fox"], instruction="find lies")
+        asked = {query for batch in scorer.batches for query, _ in batch}
+        assert {"find facts: red fox", "find lies: red fox"} <= asked
+        remote.close()
+    with serving(Reranker("lexical")) as address:
+        remote = connect(address)
+        assert not remote.takes_instruction
+        remote.close()
