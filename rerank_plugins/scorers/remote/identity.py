@@ -143,7 +143,7 @@ def _own(body: object, address: str, model: str | None) -> Served | None:
         return None
     serves = _the_one(map(str, names), address, model)
     identities, instructed = body.get("identities"), body.get("instructed")
-    details = {"own": True}
+    details: dict[str, object] = {"own": True}
     details |= {"identity": identities.get(serves)} if isinstance(identities, dict) else {}
     takes_one = isinstance(instructed, list) and serves in instructed
     own = ROWS[Dialect.INFINITY]
