@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     )
     from rerank_plugins.options import Activation, Backend, Precision, Truncation
     from rerank_plugins.protocols import (
+        DeadlineScorer,
         EncodedPair,
         InstructedScorer,
         LanguageDetector,
@@ -69,6 +70,7 @@ _HOMES = {
     ),
     "options": ("Activation", "Backend", "Precision", "Truncation"),
     "protocols": (
+        "DeadlineScorer",
         "EncodedPair",
         "InstructedScorer",
         "LanguageDetector",
@@ -87,6 +89,7 @@ __all__ = [
     "BatchEvent",
     "ClosedError",
     "ConfigError",
+    "DeadlineScorer",
     "DroppedDocument",
     "EncodedPair",
     "EngineStats",

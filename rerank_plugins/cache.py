@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from functools import partial
 from hashlib import blake2b
@@ -234,6 +235,20 @@ class PairCache:
         ticket.settled = True
         del self._tickets[ticket.key]
         return True
+
+    def wanted_until(self, tickets: Iterable[Ticket]) -> float | None:
+        """Return when the last of those who wait for *tickets* gives up, of `time.monotonic`.
+
+        None is never; minus infinity that nobody waits now.
+        """
+        jobs: dict[int, Job] = {}
+        with self._lock:
+            for ticket in tickets:
+                jobs.update((id(job), job) for job, _ in ticket.waiters)
+        deadlines = [job.deadline for job in jobs.values() if job.waiting]
+        if None in deadlines:
+            return None
+        return max((each for each in deadlines if each is not None), default=-math.inf)
 
     def clear(self) -> None:
         """Forget every logit; pairs on their way stay."""

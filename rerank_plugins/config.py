@@ -6,13 +6,14 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, TypedDict
 
-from pydantic import ConfigDict, ValidationError
+from pydantic import ConfigDict, SecretStr, ValidationError
 
 from rerank_plugins.errors import ConfigError
 from rerank_plugins.events import Observer
 from rerank_plugins.options import (
     Activation,
     Backend,
+    Dialect,
     Duplicates,
     LongDocuments,
     OnError,
@@ -23,7 +24,7 @@ from rerank_plugins.options import (
     WhenFull,
     WindowScore,
 )
-from rerank_plugins.settings import FUNCTION_SETTINGS, Settings, without_reprs
+from rerank_plugins.settings import FUNCTION_SETTINGS, SECRET_SETTINGS, Settings, without_reprs
 
 ENV_PREFIX = "RERANK_PLUGINS_"
 
@@ -73,6 +74,9 @@ class RerankSettings(TypedDict, total=False):
     """The keyword arguments of `Reranker`: the fields of `RerankConfig` without ``model``."""
 
     backend: Backend | str
+    dialect: Dialect | str
+    remote_model: str | None
+    api_key: SecretStr | str | None
     device: str
     precision: Precision | str
     max_length: int | None
@@ -140,6 +144,7 @@ def _explain(error: ValidationError) -> str:
             continue
         found = problem["input"]
         found = without_reprs(found) if name in FUNCTION_SETTINGS else found
-        seen = "" if name == "settings" else f", got {found!r}"
+        hidden = name == "settings" or name in SECRET_SETTINGS
+        seen = "" if hidden else f", got {found!r}"
         lines.append(f"{name}: {problem['msg'].removeprefix('Value error, ')}{seen}")
     return "\n".join(dict.fromkeys(lines))

@@ -12,6 +12,27 @@ class Backend(StrEnum):
     TORCH = "torch"
     ONNX = "onnx"
     LEXICAL = "lexical"
+    REMOTE = "remote"
+
+
+class Dialect(StrEnum):
+    """How a reranking server is spoken to; ``auto`` asks it what it is.
+
+    Of ``tei`` (Text Embeddings Inference), ``infinity``, ``vllm`` and ``nim`` logits are had; of
+    ``jina`` and ``cohere``, and what is compatible with them, scores alone.
+    """
+
+    AUTO = "auto"
+    TEI = "tei"
+    INFINITY = "infinity"
+    VLLM = "vllm"
+    JINA = "jina"
+    COHERE = "cohere"
+    NIM = "nim"
+
+
+SCORES_ALONE = frozenset({Dialect.JINA, Dialect.COHERE})
+"""Dialects in which no logit can be had."""
 
 
 class Precision(StrEnum):

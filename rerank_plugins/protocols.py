@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar, runtime_checkable
 
 if TYPE_CHECKING:
@@ -87,8 +88,11 @@ class Scorer(Protocol[PairT]):
     def encode(self, query: str, documents: Sequence[str]) -> Sequence[PairT]:
         """Encode one query with each document, in order."""
 
-    def forward(self, pairs: Sequence[PairT]) -> Sequence[float] | NDArray[np.float32]:
+    def forward(self, pairs: Sequence[PairT]) -> Sequence[float | Exception] | NDArray[np.float32]:
         """Score one batch, which may mix queries; returns (pairs,) logits in the same order.
+
+        An exception in the place of a logit fails that pair alone. One that is raised is no pair's:
+        the batch is scored again in halves, to find whose it is.
 
         Raises:
             ScoringError: where the device or runtime failed.
@@ -122,15 +126,43 @@ def takes_instruction(scorer: AnyScorer) -> bool:
     """
     if not isinstance(scorer, InstructedScorer) or scorer.instruction is None:
         return False
+    return _takes(scorer.encode, "instruction")
+
+
+def _takes(function: Callable[..., object], name: str) -> bool:
+    """Whether *function* takes an argument by that *name*."""
     try:
-        parameters = inspect.signature(scorer.encode).parameters
+        parameters = inspect.signature(function).parameters
     except (TypeError, ValueError):
         # Native code may not say what it takes.
         return False
-    asked = parameters.get("instruction")
+    asked = parameters.get(name)
     if asked is not None:
         return asked.kind is not inspect.Parameter.POSITIONAL_ONLY
     return any(each.kind is inspect.Parameter.VAR_KEYWORD for each in parameters.values())
+
+
+Until = Callable[[], float | None]
+"""Says until when somebody waits, of `time.monotonic`; None for ever. Others may join meanwhile."""
+
+
+@runtime_checkable
+class DeadlineScorer(Scorer[PairT], Protocol[PairT]):
+    """A scorer that can stop when nobody waits any more: one that waits for others itself."""
+
+    def forward(
+        self, pairs: Sequence[PairT], *, until: Until | None = None
+    ) -> Sequence[float | Exception] | NDArray[np.float32]:
+        """Score one batch, and give up what is not there when *until* says so; None is never.
+
+        A `RerankTimeoutError` stands in the place of what was given up: it fails nobody, and where
+        somebody has come to wait meanwhile, the pair is scored again.
+        """
+
+
+def takes_deadline(scorer: AnyScorer) -> bool:
+    """Whether *scorer* can be told until when somebody waits, which makes it a `DeadlineScorer`."""
+    return _takes(scorer.forward, "until")
 
 
 class Normalizer(Protocol):

@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from rerank_plugins.address import Address
+from rerank_plugins.addresses import is_remote
 from rerank_plugins.config import RerankConfig
 from rerank_plugins.engine import Engine
 from rerank_plugins.errors import ClosedError, ConfigError
-from rerank_plugins.options import Backend
+from rerank_plugins.options import Backend, Dialect
 from rerank_plugins.scorers import open_scorer
 from rerank_plugins.settings import EMBEDDED, LEXICAL
 from rerank_plugins.tiers.shared import SharedCache
@@ -38,6 +39,9 @@ _SHARED_CACHE = (
 
 _ENGINE_SETTINGS = (
     "backend",
+    "dialect",
+    "remote_model",
+    "api_key",
     "device",
     "precision",
     "max_length",
@@ -275,10 +279,19 @@ class Leases:
 def _config_of_another(model: str, config: RerankConfig) -> RerankConfig:
     """Return the settings of a *model* that *config* routes or falls back to."""
     # These speak of the model that was configured.
-    update: dict[str, object] = {"backend": Backend.AUTO, "revision": None, "family": "auto"}
-    if model == EMBEDDED or (model == LEXICAL and config.backend is not Backend.LEXICAL):
-        # So do its devices, lengths and budgets, where the other model ships with this package:
-        # "cuda" is an error to one that runs on the CPU.
+    update: dict[str, object] = {
+        "backend": Backend.AUTO,
+        "dialect": Dialect.AUTO,
+        "remote_model": None,
+        # A secret between us and one server, never to be told to another.
+        "api_key": None,
+        "revision": None,
+        "family": "auto",
+    }
+    lexical = model == LEXICAL and config.backend is not Backend.LEXICAL
+    if model == EMBEDDED or lexical or is_remote(model):
+        # So do its devices, lengths and budgets, where the other model ships with this package or
+        # is a server's: "cuda" is an error to one that runs on the CPU.
         own = RerankConfig(model=model)
         update = {n: getattr(own, n) for n in _ENGINE_SETTINGS if n not in _SHARED_BOUNDS}
     return config.model_copy(update={**update, "model": model})

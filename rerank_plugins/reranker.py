@@ -96,6 +96,19 @@ class Reranker:
         """
         return self._leases.primary.takes_instruction()
 
+    @property
+    def identity(self) -> str:
+        """Everything that changes a logit of the configured model; it is opened to say so.
+
+        That is the model's own `Scorer.identity`, how texts are cleaned, and the instruction that
+        is set. Two rerankers of one identity give the same logits.
+
+        Raises:
+            ModelLoadError, MissingExtraError, ClosedError: it cannot be opened.
+        """
+        told = (self._cleaner.identity, self.config.instruction or "")
+        return "\n".join((self._leases.primary.scorer().identity, *told))
+
     def rank(
         self,
         query: str,

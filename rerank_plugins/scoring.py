@@ -4,12 +4,21 @@ from __future__ import annotations
 
 import threading
 from functools import partial
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 
 from rerank_plugins.batching import Budget, batch_cost
-from rerank_plugins.errors import OutOfMemoryError, ScoringError, is_out_of_memory, words_of
+from rerank_plugins.errors import (
+    OutOfMemoryError,
+    QueueFullError,
+    RerankError,
+    RerankTimeoutError,
+    ScoringError,
+    is_out_of_memory,
+    words_of,
+)
+from rerank_plugins.protocols import takes_deadline
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -18,7 +27,7 @@ if TYPE_CHECKING:
 
     from rerank_plugins.cache import PairCache
     from rerank_plugins.jobs import CachedPair, Piece, Ticket, Waiter
-    from rerank_plugins.protocols import AnyScorer
+    from rerank_plugins.protocols import AnyScorer, DeadlineScorer
     from rerank_plugins.watching import BatchWatch
 
 
@@ -77,6 +86,7 @@ class BatchScoring:
         self._watch = watch
         self._replica = replica
         self._padded = scorer.padded
+        self._takes_deadline = takes_deadline(scorer)
 
     def wanted(self, batch: Sequence[Piece]) -> list[Piece]:
         """Leave out what nobody waits for any more, and count the pairs of it."""
@@ -92,12 +102,15 @@ class BatchScoring:
         failure: Exception | None = None
         try:
             with self._watch.forward(self._scorer, batch, replica=self._replica):
-                logits = self._forward(batch)
+                logits, failures = self._forward(batch)
         # A plug-in may raise anything, and the worker must outlive it.
         except Exception as exc:  # noqa: BLE001
             failure = exc
         if failure is None:
-            self._resolve(batch, logits)
+            late = self._resolve(batch, logits, failures)
+            # Somebody may have come to wait while it was given up.
+            if wanted := self.wanted(late):
+                self.score(wanted)
             return
         if is_out_of_memory(failure):
             self._counter.add(Counts(out_of_memory=1))
@@ -120,42 +133,66 @@ class BatchScoring:
         error = partial(_scoring_error, scorer=self._scorer.name, cause=cause)
         self._cache.fail([piece.ticket for piece in pieces], error)
 
-    def _forward(self, batch: Sequence[Piece]) -> NDArray[np.float32]:
+    def _forward(self, batch: Sequence[Piece]) -> tuple[NDArray[np.float32], dict[int, Exception]]:
+        """Return (pairs,) logits, and the errors that came in the places of some of them."""
         self.entered = batch
-        logits = np.asarray(self._scorer.forward([piece.encoded for piece in batch]))
+        pairs = [piece.encoded for piece in batch]
+        if self._takes_deadline:
+            tickets = [piece.ticket for piece in batch]
+            until = partial(self._cache.wanted_until, tickets)
+            found = cast("DeadlineScorer[Any]", self._scorer).forward(pairs, until=until)
+        else:
+            found = self._scorer.forward(pairs)
+        logits, failures = np.asarray(found), dict[int, Exception]()
+        if logits.shape == (len(batch),) and logits.dtype.kind == "O":
+            failures = {i: each for i, each in enumerate(logits) if isinstance(each, Exception)}
+            logits = np.asarray([0.0 if i in failures else each for i, each in enumerate(logits)])
         if logits.shape != (len(batch),) or logits.dtype.kind not in "fiu":
             raise _BrokenContractError(
                 f"forward gave {logits.dtype} of shape {logits.shape} for {len(batch)} pairs"
             )
-        return logits.astype(np.float32, copy=False)
+        return logits.astype(np.float32, copy=False), failures
 
-    def _resolve(self, batch: Sequence[Piece], logits: NDArray[np.float32]) -> None:
+    def _resolve(
+        self, batch: Sequence[Piece], logits: NDArray[np.float32], failures: dict[int, Exception]
+    ) -> list[Piece]:
+        """Answer what was scored and fail what was not; returns what was given up."""
         answered: list[tuple[Ticket, CachedPair]] = []
-        wrong: list[tuple[Piece, np.float32]] = []
-        for piece, logit in zip(batch, logits, strict=True):
-            if not np.isfinite(logit):
-                wrong.append((piece, logit))
+        wrong: list[tuple[Piece, Exception]] = []
+        for place, (piece, logit) in enumerate(zip(batch, logits, strict=True)):
+            if (failure := failures.get(place)) is not None:
+                wrong.append((piece, failure))
+            elif not np.isfinite(logit):
+                wrong.append((piece, ScoringError(f"the logit is {logit}")))
             elif pair := piece.ticket.answer(piece.place, float(logit)):
                 answered.append((piece.ticket, pair))
-        cost = batch_cost(batch, padded=self._padded)
+        scored = [piece for place, piece in enumerate(batch) if place not in failures]
+        cost = batch_cost(scored, padded=self._padded)
         self.budget.fitted(cost)
-        padding = cost - sum(piece.tokens for piece in batch) if self._padded else 0
+        padding = cost - sum(piece.tokens for piece in scored) if self._padded else 0
         counts = Counts(batches=1, tokens_scored=cost - padding, tokens_padded=padding)
         self._counter.add(counts)
         self._cache.resolve(
             answered, count=lambda pairs: self._counter.add(Counts(pairs_scored=pairs))
         )
-        for piece, logit in wrong:
-            self.fail([piece], ScoringError(f"the logit is {logit}"))
+        late = [piece for piece, error in wrong if isinstance(error, RerankTimeoutError)]
+        for piece, error in wrong:
+            if not isinstance(error, RerankTimeoutError):
+                self.fail([piece], error)
+        return late
 
 
-def _scoring_error(waiter: Waiter, *, scorer: str, cause: BaseException) -> ScoringError:
-    kind = "" if isinstance(cause, ScoringError) else f"{type(cause).__name__}: "
-    failed = OutOfMemoryError if is_out_of_memory(cause) else ScoringError
-    error = failed(
-        f"{scorer} failed on {waiter.where}: {kind}{words_of(cause)}",
-        retryable=isinstance(cause, ScoringError) and cause.retryable,
-    )
+def _scoring_error(waiter: Waiter, *, scorer: str, cause: BaseException) -> RerankError:
+    own = isinstance(cause, ScoringError | QueueFullError)
+    kind = "" if own else f"{type(cause).__name__}: "
+    message = f"{scorer} failed on {waiter.where}: {kind}{words_of(cause)}"
+    error: RerankError
+    if isinstance(cause, QueueFullError):
+        error = QueueFullError(message, retry_after_s=cause.retry_after_s)
+    else:
+        failed = OutOfMemoryError if is_out_of_memory(cause) else ScoringError
+        retryable = isinstance(cause, ScoringError) and cause.retryable
+        error = failed(message, retryable=retryable)
     error.__cause__ = cause
     return error
 

@@ -7,15 +7,18 @@ import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
 from rerank_plugins.address import Address, checked_address
+from rerank_plugins.addresses import check_addresses, is_remote
 from rerank_plugins.events import Observer
 from rerank_plugins.options import (
+    SCORES_ALONE,
     WEIGHT_ONLY,
     Activation,
     Backend,
+    Dialect,
     Duplicates,
     LongDocuments,
     OnError,
@@ -29,6 +32,9 @@ from rerank_plugins.options import (
 
 FUNCTION_SETTINGS = frozenset({"normalizer", "language_detector", "text_hook", "observers"})
 """Settings that are functions or objects: no variable and no flag can hold them."""
+
+SECRET_SETTINGS = frozenset({"api_key"})
+"""Settings that no flag takes and no message shows: other users of a machine can read both."""
 
 EMBEDDED = "embedded"
 """The model that ships with this package: English, no download."""
@@ -65,6 +71,21 @@ def _hidden(value: object) -> object:
     return Address(value) if isinstance(value, str) else value
 
 
+THE_SERVERS = (
+    "device",
+    "precision",
+    "max_length",
+    "truncation",
+    "long_documents",
+    "special_tokens",
+    "family",
+    "revision",
+    "trust_remote_code",
+    "allow_pickle",
+)
+"""Settings that a model behind an address does not read: its server has its own."""
+
+
 class Settings(BaseModel):
     """The settings of a reranker, as fields that every door inherits.
 
@@ -76,9 +97,17 @@ class Settings(BaseModel):
 
     model: str = Field(
         default=EMBEDDED,
-        description='"embedded", "lexical", a Hugging Face id, or a local folder or ONNX file',
+        description='"embedded", "lexical", a Hugging Face id, a local folder or ONNX file, or '
+        "the http(s) addresses of servers",
     )
     backend: Backend = Field(default=Backend.AUTO, description="what runs the model")
+    dialect: Dialect = Field(default=Dialect.AUTO, description="how a server is spoken to")
+    remote_model: str | None = Field(
+        default=None, min_length=1, description="the model by the server's name; its first one"
+    )
+    api_key: SecretStr | None = Field(
+        default=None, exclude=True, repr=False, description="sent to the servers as a bearer token"
+    )
     device: str = Field(
         default="auto",
         description='"auto", "cpu", "cuda", "cuda:N" or "mps", as far as it is there',
@@ -314,6 +343,14 @@ class Settings(BaseModel):
             raise ValueError("holds a lone surrogate, which is no text") from None
         return value
 
+    @field_validator("api_key")
+    @classmethod
+    def _key_fits_into_a_header(cls, value: SecretStr | None) -> SecretStr | None:
+        key = "x" if value is None else value.get_secret_value()
+        if not key or not key.isascii() or not key.isprintable() or " " in key:
+            raise ValueError("expected printable ASCII without blanks")
+        return value
+
     @field_validator("language_models")
     @classmethod
     def _codes_are_lower_case(cls, value: Mapping[str, str]) -> Mapping[str, str]:
@@ -336,6 +373,32 @@ class Settings(BaseModel):
             raise ValueError(f'model="{self.model}" has no PyTorch weights; leave backend out')
         if self.backend is Backend.TORCH and self.model.endswith(".onnx"):
             raise ValueError(f'backend="torch" runs no ONNX file, but model is {self.model!r}')
+        return self
+
+    @model_validator(mode="after")
+    def _remote_suits_model(self) -> Self:
+        check_addresses([self.model, *self.fallback, *self.language_models.values()])
+        if not is_remote(self.model):
+            if self.backend is Backend.REMOTE:
+                raise ValueError(
+                    'backend="remote" asks a server: model must be its address, such as '
+                    f'"http://localhost:8000", and is {self.model!r}'
+                )
+            return self
+        if self.backend not in (Backend.AUTO, Backend.REMOTE):
+            raise ValueError(f'backend="{self.backend}" runs a model here, but model is an address')
+        for name in THE_SERVERS:
+            if (value := getattr(self, name)) != type(self).model_fields[name].default:
+                raise ValueError(
+                    f"{name}: the server decides it, for model is an address; leave out {value!r}"
+                )
+        if self.dialect in SCORES_ALONE and self.activation is Activation.SIGMOID:
+            raise ValueError(
+                f'dialect="{self.dialect}" gives scores and no logits: activation="sigmoid" would '
+                "squash them twice; leave it out"
+            )
+        if self.dialect in SCORES_ALONE and self.remote_model is None:
+            raise ValueError(f'dialect="{self.dialect}" needs remote_model, the model to ask for')
         return self
 
     @model_validator(mode="after")

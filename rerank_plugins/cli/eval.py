@@ -30,7 +30,16 @@ found is shuffled before it is reranked, so that ties owe nothing to the first s
 """
 
 
-_OF_ONE_MODEL: Final = {"backend", "revision", "precision", "max_length", "family"}
+_OF_ONE_MODEL: Final = {
+    "backend",
+    "dialect",
+    "remote_model",
+    "api_key",
+    "revision",
+    "precision",
+    "max_length",
+    "family",
+}
 """Settings that speak of the configured model, and mean nothing to those that are compared."""
 
 

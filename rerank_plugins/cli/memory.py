@@ -37,7 +37,11 @@ def memory_of(config: RerankConfig, backend: str, batch_tokens: int | None) -> M
 
     None where it runs elsewhere, is not on this disk or cannot be told.
     """
-    if config.model in (EMBEDDED, LEXICAL) or backend in (Backend.ONNX, Backend.LEXICAL):
+    if config.model in (EMBEDDED, LEXICAL) or backend in (
+        Backend.ONNX,
+        Backend.LEXICAL,
+        Backend.REMOTE,
+    ):
         return None
     try:
         return _estimate(config, batch_tokens)

@@ -8,7 +8,7 @@ from enum import StrEnum
 from typing import TYPE_CHECKING, Any, get_args, get_origin
 
 from rerank_plugins.config import ENV_PREFIX, RerankConfig
-from rerank_plugins.settings import FUNCTION_SETTINGS
+from rerank_plugins.settings import FUNCTION_SETTINGS, SECRET_SETTINGS
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -17,8 +17,9 @@ if TYPE_CHECKING:
 
 
 def setting_names() -> list[str]:
-    """Return the settings that can be written on a command line: all but the functions."""
-    return [name for name in RerankConfig.model_fields if name not in FUNCTION_SETTINGS]
+    """Return the settings that can be written on a command line: no functions, no secrets."""
+    left_out = FUNCTION_SETTINGS | SECRET_SETTINGS
+    return [name for name in RerankConfig.model_fields if name not in left_out]
 
 
 def add_settings(

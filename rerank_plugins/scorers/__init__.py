@@ -5,6 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
+from rerank_plugins.addresses import is_remote
 from rerank_plugins.options import Backend, Precision
 from rerank_plugins.settings import EMBEDDED, LEXICAL
 
@@ -32,6 +33,10 @@ def open_scorer(config: RerankConfig) -> AnyScorer:
         from rerank_plugins.scorers.embedded import EmbeddedScorer
 
         return EmbeddedScorer.open(config)
+    if is_remote(config.model):
+        from rerank_plugins.scorers.remote.opening import open_remote_scorer
+
+        return open_remote_scorer(config)
     from rerank_plugins.scorers.selection import settled_backend
 
     settled = settled_backend(config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING, NamedTuple
 
+from rerank_plugins.addresses import is_remote
 from rerank_plugins.errors import MissingExtraError, ModelLoadError
 from rerank_plugins.models.weights import PYTORCH
 from rerank_plugins.options import Backend, Precision
@@ -56,6 +57,8 @@ def settled_backend(config: RerankConfig) -> Choice | None:
     """Return the backend that the settings alone decide, or None where the files do."""
     if config.backend is not Backend.AUTO:
         return Choice(config.backend, "as set")
+    if is_remote(config.model):
+        return Choice(Backend.REMOTE, "the model is an address")
     if config.model.endswith(".onnx"):
         return Choice(Backend.ONNX, "the model is an ONNX file")
     if config.precision in BY_PRECISION:

@@ -39,6 +39,8 @@ class Service:
         self.created = int(time.time())
         self.in_flight = 0
         self.draining = False
+        self.identities: dict[str, str] = {}
+        self.instructed: list[str] = []
         self._open = False
 
     @property
@@ -54,6 +56,12 @@ class Service:
         """
         for reranker in self.models.rerankers:
             await asyncio.to_thread(reranker.warmup)
+        # Of open models: nothing is loaded to say so.
+        for name in self.models:
+            reranker = self.models.find(name)[1]
+            self.identities[name] = reranker.identity
+            if reranker.takes_instruction:
+                self.instructed.append(name)
         self._open = True
 
     def drain(self) -> None:

@@ -51,7 +51,11 @@ class ModelList(BaseModel):
 
 
 class Info(BaseModel):
-    """The default model and the limits, by the names that Text Embeddings Inference has."""
+    """The default model and the limits, by the names that Text Embeddings Inference has.
+
+    ``identities`` hold what changes a logit of each model, ``instructed`` the models that take an
+    instruction: a `Reranker` in front of the service asks for both.
+    """
 
     model_id: str
     model_type: dict[str, Any]
@@ -61,6 +65,8 @@ class Info(BaseModel):
     auto_truncate: bool
     version: str
     models: list[str]
+    identities: dict[str, str]
+    instructed: list[str]
     max_body_bytes: int
     max_characters: int
 
@@ -164,6 +170,8 @@ def _info(service: Service, version: str) -> Callable[..., Any]:
             auto_truncate=True,
             version=version,
             models=list(service.models),
+            identities=service.identities,
+            instructed=service.instructed,
             max_body_bytes=settings.max_body_bytes,
             max_characters=settings.max_characters,
         )

@@ -156,7 +156,7 @@ def test_with_standard_error_closed_only_the_result_is_printed() -> None:
     assert [line.split()[0] for line in answer.stdout.splitlines()] == ["rank", "1"]
 
 
-def test_every_setting_but_the_functions_is_a_flag(run: Run) -> None:
+def test_every_setting_but_functions_and_secrets_is_a_flag(run: Run) -> None:
     shown = run("rank", "--help").out
 
     assert set(RerankConfig.model_fields) - set(setting_names()) == {
@@ -164,6 +164,7 @@ def test_every_setting_but_the_functions_is_a_flag(run: Run) -> None:
         "language_detector",
         "text_hook",
         "observers",
+        "api_key",
     }
     for name in setting_names():
         assert f"--{name.replace('_', '-')}" in shown

@@ -9,6 +9,7 @@ from __future__ import annotations
 import random
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -22,6 +23,7 @@ from rerank_plugins.scorers.embedded import EmbeddedScorer
 from rerank_plugins.scorers.lexical import LexicalScorer
 from rerank_plugins.scorers.onnx.scorer import OnnxScorer
 from rerank_plugins.testing import FakeScorer
+from tests.loopback_rerankers import serving
 from tests.tiny_models import write_model
 
 if TYPE_CHECKING:
@@ -51,12 +53,24 @@ def open_torch(name: str) -> Callable[[Path], AnyScorer]:
     return open_it
 
 
+def open_remote(_: Path) -> AnyScorer:
+    from rerank_plugins.scorers.remote.opening import open_remote_scorer
+
+    both = ExitStack()
+    server = both.enter_context(serving("infinity"))
+    scorer = open_remote_scorer(RerankConfig(model=server.url))
+    both.callback(scorer.close)
+    scorer.close = both.close  # type: ignore[method-assign]  # the server ends with its scorer
+    return scorer
+
+
 SCORERS: dict[str, Callable[[Path], AnyScorer]] = {
     "fake": lambda _: FakeScorer(),
     "lexical": lambda _: LexicalScorer.open(),
     "embedded": lambda _: EmbeddedScorer.open(RerankConfig()),
     "onnx": open_onnx,
     "onnx xlm-roberta": open_onnx_roberta,
+    "remote": open_remote,
     "torch packed": open_torch("xlm-roberta"),
     "torch packed modernbert": open_torch("modernbert mean"),
     "torch padded": open_torch("deberta-v2"),

@@ -33,7 +33,7 @@ def test_a_config_is_frozen_and_compares_by_value() -> None:
         ({"modle": "m"}, "modle: unknown setting"),
         (
             {"backend": "tensorflow"},
-            "backend: .*'auto', 'torch', 'onnx' or 'lexical', got 'tensorflow'",
+            "backend: .*'onnx', 'lexical' or 'remote', got 'tensorflow'",
         ),
         ({"precision": "int2"}, "precision: .*got 'int2'"),
         ({"max_length": 0}, "max_length: .*greater than or equal to 8, got 0"),

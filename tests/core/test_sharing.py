@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 OTHER_ENGINE: dict[str, object] = {
     "model": "owner/other",
     "backend": "onnx",
+    "dialect": "tei",
+    "remote_model": "other",
+    "api_key": "another-key",
     "device": "cpu",
     "precision": "int8",
     "max_length": 64,

@@ -15,7 +15,7 @@ import rerank_plugins
 # A module may import modules of the lines above its own.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("results", "events", "options", "breaker", "address"),
+    ("results", "events", "options", "breaker", "address", "addresses"),
     ("settings",),
     ("config",),
     ("protocols",),

@@ -30,6 +30,7 @@ ROOMS = (
     "scorers/labels.py",
     "scorers/lexical.py",
     "scorers/processor.py",
+    "scorers/remote",
     "scorers/runtime.py",
     "scorers/selection.py",
 )
