@@ -96,6 +96,18 @@ class Reranker:
         """
         return self._leases.primary.takes_instruction()
 
+    @property
+    def identity(self) -> str:
+        """What changes a logit, in words: the model, its weights, how it reads a pair.
+
+        Rerankers of one identity answer alike, today or on another machine, as far as the model
+        answers: not its routes and fallbacks, nor a normalizer or hook. It is opened to say so.
+
+        Raises:
+            ModelLoadError, MissingExtraError, ClosedError: it cannot be opened.
+        """
+        return self._leases.primary.scorer().identity
+
     def rank(
         self,
         query: str,
