@@ -13,7 +13,7 @@ from rerank_plugins.cli.settings import add_settings, chosen_config, setting_nam
 if TYPE_CHECKING:
     from tqdm import tqdm
 
-    from rerank_plugins.batch.running import BatchResult
+    from rerank_plugins.batch.running import BatchResult, RankChunks
 
 _ABOUT = """\
 IN holds a query a line, {"query_id", "query", "documents": [text or {"id", "text"}, ...]},
@@ -58,7 +58,39 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         "--force", action="store_true", help="replace OUT, and what an earlier batch left beside it"
     )
     parser.add_argument("--json", action="store_true", help="print what was done as a JSON object")
+    _add_ray(parser)
     add_settings(parser, only=set(setting_names()) - NOT_READ)
+
+
+def _add_ray(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("Ray", "IN and OUT must be at the same path on every node.")
+    group.add_argument("--ray", action="store_true", help="rank on a Ray cluster, or all of here")
+    group.add_argument(
+        "--ray-address", metavar="ADDRESS", help="of a cluster; RAY_ADDRESS, or one started here"
+    )
+    group.add_argument(
+        "--ray-workers", type=int, metavar="N", help="hold at most N models; what fits otherwise"
+    )
+    group.add_argument(
+        "--ray-cpus", type=float, default=1.0, metavar="N", help="cores that each reserves (1)"
+    )
+    group.add_argument(
+        "--ray-gpus", type=float, default=0.0, metavar="N", help="GPUs that each reserves (0)"
+    )
+
+
+def _rank_chunks(args: argparse.Namespace) -> RankChunks | None:
+    """Return what ranks: Ray where it is asked for, this process otherwise."""
+    if not args.ray:
+        return None
+    from rerank_plugins.distributed.batches import RayBatch
+
+    return RayBatch(
+        max_workers=args.ray_workers,
+        cpus=args.ray_cpus,
+        gpus=args.ray_gpus,
+        address=args.ray_address,
+    )
 
 
 def run(args: argparse.Namespace) -> int:
@@ -84,6 +116,7 @@ def run(args: argparse.Namespace) -> int:
                 resume=args.resume,
                 force=args.force,
                 progress=bars,
+                rank_chunks=_rank_chunks(args),
             )
     except KeyboardInterrupt as exc:
         for note in getattr(exc, "__notes__", ()):

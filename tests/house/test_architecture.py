@@ -40,6 +40,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("langchain", "llama_index", "metrics", "gpu_readings", "tracing"),
     ("evaluation", "export", "testing"),
     ("batch",),
+    ("distributed",),
     ("cli",),
 )
 
