@@ -9,7 +9,7 @@ from importlib import import_module
 
 _HOME_OF = {"RayBatch": "batches"}
 
-__all__ = ["RayBatch"]  # noqa: F822  loaded when used
+__all__ = ["RayBatch"]
 
 
 def __getattr__(name: str) -> object:
