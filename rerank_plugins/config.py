@@ -108,6 +108,13 @@ class RerankSettings(TypedDict, total=False):
     allow_pickle: bool
 
 
+def service_api_keys(environ: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """Read ``RERANK_PLUGINS_SERVICE_API_KEYS``: the keys of a service, parted by commas."""
+    found = os.environ if environ is None else environ
+    keys = found.get(f"{ENV_PREFIX}SERVICE_API_KEYS", "").split(",")
+    return tuple(filter(None, (key.strip() for key in keys)))
+
+
 def _parse_routes(value: str) -> dict[str, str]:
     routes = {}
     for item in filter(None, (part.strip() for part in value.split(","))):

@@ -7,7 +7,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from rerank_plugins.cli import batch, export, info, rank
+from rerank_plugins.cli import batch, export, info, rank, serve
 from rerank_plugins.cli import eval as eval_verb
 from rerank_plugins.cli.output import OutputError, flush, print_line, print_note
 from rerank_plugins.errors import ConfigError, InputError, MissingExtraError, RerankError
@@ -60,14 +60,15 @@ def _run(argv: Sequence[str] | None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    """Parse a command; paths may stand behind flags, where argparse looks for none."""
+    """Parse a command; paths and models may stand behind flags, where argparse looks for none."""
     parser = _parser()
     args, rest = parser.parse_known_args(argv)
     if not rest:
         return args
-    if "paths" not in args or any(part.startswith("-") and part != "-" for part in rest):
+    free = next((name for name in ("paths", "models") if name in args), None)
+    if free is None or any(part.startswith("-") and part != "-" for part in rest):
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
-    args.paths += rest
+    getattr(args, free).extend(rest)
     return args
 
 
@@ -78,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version)
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for verb in (rank, eval_verb, batch, info, export):
+    for verb in (rank, eval_verb, batch, info, export, serve):
         verb.add_parser(verbs)
     return parser
 

@@ -39,7 +39,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("doors",),
     ("langchain", "llama_index", "metrics", "gpu_readings", "tracing"),
     ("evaluation", "export", "testing"),
-    ("batch",),
+    ("batch", "service"),
     ("distributed",),
     ("cli",),
 )
