@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from importlib import import_module
 
-_HOME_OF = {"RayBatch": "batches"}
+_HOME_OF = {"RayBatch": "batches", "ServeArgs": "serving", "build_app": "serving"}
 
-__all__ = ["RayBatch"]
+__all__ = ["RayBatch", "ServeArgs", "build_app"]
 
 
 def __getattr__(name: str) -> object:
