@@ -68,8 +68,9 @@ def join(parts: Parts, chunks: int, output: Path, *, texts: bool) -> Joined:
     told = _Told(skipped_file(output))
     with (
         writable(output),
-        unfinished(output) as path,
-        unfinished(told.path) as listing,
+        # Among the parts: what a kill leaves of them goes when those go.
+        unfinished(output, parts.folder) as path,
+        unfinished(told.path, parts.folder) as listing,
         listing.open("w", encoding="utf-8") as lines,
     ):
         tables = told.tables(parts, chunks, lines)

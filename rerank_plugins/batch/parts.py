@@ -154,10 +154,14 @@ def check_identity(known: str | None, found: str, where: object) -> None:
 
 
 @contextmanager
-def unfinished(path: Path) -> Iterator[Path]:
-    """Give a path to write to, and put the file at *path* once it is whole and on the disk."""
+def unfinished(path: Path, folder: Path | None = None) -> Iterator[Path]:
+    """Give a path to write to, and put the file at *path* once it is whole and on the disk.
+
+    Until then it is in *folder*, on the same disk, or beside *path*.
+    """
     # Two workers may write one part at the same time: a retry, and the try that seemed dead.
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}{_UNFINISHED}")
+    name = f"{path.name}.{uuid.uuid4().hex}{_UNFINISHED}"
+    temporary = (folder or path.parent) / name
     try:
         yield temporary
         _sync(temporary, os.O_RDWR)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 from rerank_plugins.batch.options import CHUNK_PAIRS, NOT_READ, BatchOptions
 from rerank_plugins.cli.output import print_json, print_note, progress_bar
 from rerank_plugins.cli.settings import add_settings, chosen_config, setting_names
+from rerank_plugins.errors import InputError
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -71,26 +73,31 @@ def _add_ray(parser: argparse.ArgumentParser) -> None:
     group.add_argument(
         "--ray-workers", type=int, metavar="N", help="hold at most N models; what fits otherwise"
     )
-    group.add_argument(
-        "--ray-cpus", type=float, default=1.0, metavar="N", help="cores that each reserves (1)"
-    )
-    group.add_argument(
-        "--ray-gpus", type=float, default=0.0, metavar="N", help="GPUs that each reserves (0)"
-    )
+    group.add_argument("--ray-cpus", type=float, metavar="N", help="cores that each reserves (1)")
+    group.add_argument("--ray-gpus", type=float, metavar="N", help="GPUs that each reserves (0)")
 
 
 def _rank_chunks(args: argparse.Namespace) -> RankChunks | None:
     """Return what ranks: Ray where it is asked for, this process otherwise."""
+    flags = {
+        "address": args.ray_address,
+        "max_workers": args.ray_workers,
+        "cpus": args.ray_cpus,
+        "gpus": args.ray_gpus,
+    }
+    given = {name: value for name, value in flags.items() if value is not None}
     if not args.ray:
+        if given:
+            raise InputError("--ray-address, --ray-workers, --ray-cpus and --ray-gpus need --ray")
         return None
     from rerank_plugins.distributed.batches import RayBatch
+    from rerank_plugins.distributed.rays import import_ray
 
-    return RayBatch(
-        max_workers=args.ray_workers,
-        cpus=args.ray_cpus,
-        gpus=args.ray_gpus,
-        address=args.ray_address,
-    )
+    # Before the input is read: an extra that is missing is told at once.
+    import_ray("data")
+    # It would tell of its plans between the bar and the summary.
+    logging.getLogger("ray.data").setLevel(logging.WARNING)
+    return RayBatch(**given)
 
 
 def run(args: argparse.Namespace) -> int:

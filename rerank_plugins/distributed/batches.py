@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import pickle
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -17,7 +17,7 @@ from rerank_plugins.distributed.rays import import_ray, running
 from rerank_plugins.errors import InputError, RerankError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
 
     from rerank_plugins.batch.running import Work
     from rerank_plugins.batch.sources import Source
@@ -61,7 +61,7 @@ class RayBatch:
             RerankError: what a worker raised; `ScoringError` for what Ray did.
         """
         ray = import_ray("data")
-        with running(ray, self.address):
+        with running(ray, self.address), _no_bars(ray):
             # Blocks of one chunk: what is lost with a worker, and what a free one takes next.
             chunks = ray.data.from_items(
                 [{"place": place} for place in range(len(work.chunks))],
@@ -83,6 +83,17 @@ class RayBatch:
                 check_identity(identity, row["identity"], work.parts.folder)
                 identity = row["identity"]
                 on_ranked(row["pairs"])
+
+
+@contextmanager
+def _no_bars(ray: Any) -> Iterator[None]:  # noqa: ANN401  half typed
+    """Keep Ray Data from drawing bars of its own beside the caller's."""
+    context = ray.data.DataContext.get_current()
+    shown, context.enable_progress_bars = context.enable_progress_bars, False
+    try:
+        yield
+    finally:
+        context.enable_progress_bars = shown
 
 
 class ChunkWorker:

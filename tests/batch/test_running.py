@@ -330,3 +330,19 @@ def test_what_cannot_be_written_to_its_end_is_not_there(
     assert all(name.endswith(("json", "parquet")) for name in _names(Parts.beside(output).folder))
     room.append(True)
     assert batch(source, output, resume=True).rows == 19
+
+
+def test_a_batch_that_is_killed_while_it_joins_leaves_nothing_beside_the_output(
+    batch: RunBatch, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[str] = []
+
+    def look(self: Parts, number: int) -> Any:
+        seen.extend(_names(tmp_path))
+        return read(self, number)
+
+    read = Parts.read
+    monkeypatch.setattr(Parts, "read", look)
+    batch(source, tmp_path / "out.parquet")
+
+    assert set(seen) == {"run.jsonl", "out.parquet.parts"}

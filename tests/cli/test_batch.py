@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from typing import TYPE_CHECKING
 
 import pytest
@@ -68,9 +69,39 @@ def test_settings_that_a_batch_sets_itself_are_no_flags(run: Run, source: Path) 
 def test_without_pyarrow_the_extra_is_named(
     run: Run, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
+    monkeypatch.setitem(sys.modules, "pyarrow", None)
 
     found = run("batch", str(source), str(tmp_path / "out.parquet"), "--on-bad", "skip")
 
     assert found.code == 2
     assert 'pip install "rerank-plugins[batch]"' in found.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "complaint"),
+    [
+        (("--ray-workers", "3"), "--ray-gpus need --ray"),
+        (("--ray", "--ray-workers", "0"), "max_workers must be at least min_workers (1), got 0"),
+        (("--ray", "--ray-gpus", "-1"), "gpus must be at least 0, got -1.0"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_wrong_flags_of_ray_are_named(
+    run: Run, source: Path, tmp_path: Path, flags: tuple[str, ...], complaint: str
+) -> None:
+    pytest.importorskip("ray.data", reason="needs Ray Data")
+    found = run("batch", str(source), str(tmp_path / "out.parquet"), *flags)
+
+    assert found.code == 2
+    assert complaint in found.err
+
+
+def test_without_ray_the_extra_is_named(
+    run: Run, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "ray", None)
+
+    found = run("batch", str(source), str(tmp_path / "out.parquet"), "--on-bad", "skip", "--ray")
+
+    assert found.code == 2
+    assert 'pip install "rerank-plugins[ray]"' in found.err

@@ -21,7 +21,7 @@ from starlette.requests import Request
 from rerank_plugins.config import RerankConfig
 from rerank_plugins.distributed.messages import HttpAnswer, HttpRequest, answer_by, read_request
 from rerank_plugins.distributed.replicas import Door, ModelReplica
-from rerank_plugins.distributed.serving import ServeArgs, build_app
+from rerank_plugins.distributed.serving import ServeArgs, _deployment, build_app
 from rerank_plugins.service.settings import ServiceSettings
 
 if TYPE_CHECKING:
@@ -218,3 +218,18 @@ def test_wrong_arguments_are_named_before_anything_is_built(
 
 def test_numbers_may_be_written_as_texts_as_serve_run_hands_them_over() -> None:
     assert ServeArgs.model_validate({"num_gpus": "0.5", "max_replicas": "4"}).num_gpus == 0.5
+
+
+def test_replicas_between_two_numbers_follow_the_requests() -> None:
+    told = _deployment(ServeArgs(min_replicas=2, max_replicas=5, num_gpus=0.25))
+    fixed = _deployment(ServeArgs(min_replicas=3, max_replicas=3))
+
+    assert told["autoscaling_config"] == {
+        "min_replicas": 2,
+        "max_replicas": 5,
+        "target_ongoing_requests": 16,
+    }
+    assert told["ray_actor_options"] == {"num_cpus": 1.0, "num_gpus": 0.25}
+    assert (fixed["num_replicas"], "autoscaling_config" in fixed) == (3, False)
+    # Ray checks what it is told when the deployment is made.
+    assert build_app({"max_replicas": 5, "num_gpus": 0.25}) is not None

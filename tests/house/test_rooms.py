@@ -19,6 +19,8 @@ ROOMS = (
     "gpu_readings.py",
     "tracing.py",
     "cli",
+    "batch",
+    "distributed",
     "evaluation",
     "export",
     "scorers/onnx",
