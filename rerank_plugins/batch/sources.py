@@ -71,7 +71,7 @@ def open_source(path: Path) -> Source:
 class LineSource:
     """JSON lines. Going on where it stopped is free, also in a gzipped file."""
 
-    def __init__(self, path: Path, file: BinaryIO) -> None:
+    def __init__(self, path: Path, file: BinaryIO | gzip.GzipFile) -> None:
         self.path = path
         self._file = file
 

@@ -211,11 +211,12 @@ def test_skipped_queries_are_listed_and_the_others_keep_their_numbers(
 
 
 def test_a_model_that_fails_on_everything_is_not_taken_for_bad_queries(
-    batch: RunBatch, source: Path, tmp_path: Path, scorer: FakeScorer
+    batch: RunBatch, tmp_path: Path, scorer: FakeScorer
 ) -> None:
-    scorer._poison = ""
+    scorer._poison = "sky"
+    source = write_lines(tmp_path / "run.jsonl", [{"query": "q", "documents": ["sky"]}] * 9)
 
-    with pytest.raises(ScoringError):
+    with pytest.raises(ScoringError, match=r"run\.jsonl:1: "):
         batch(source, tmp_path / "out.parquet", on_bad="skip")
 
 
