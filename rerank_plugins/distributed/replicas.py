@@ -114,7 +114,7 @@ class Door:
             return _refused(asked, Kind.UNAVAILABLE, f"{TRIES} replicas died over the request")
         response = Response(answer.body, answer.status)
         # As the application wrote them; Starlette has added the length.
-        response.raw_headers += [pair for pair in answer.headers if pair[0] != b"content-length"]
+        response.raw_headers += list(answer.headers)
         return response
 
     async def _ask(self, request: HttpRequest) -> HttpAnswer:

@@ -153,6 +153,20 @@ async def test_a_body_beyond_the_limit_is_not_read_to_its_end_and_refused_by_the
     assert len(handle.asked[0].body) == 101
 
 
+async def test_what_is_beyond_the_limit_of_a_body_is_left_unread() -> None:
+    parts = 0
+
+    async def receive() -> dict[str, Any]:
+        nonlocal parts
+        parts += 1
+        return {"type": "http.request", "body": b"x" * 30, "more_body": parts < 1000}
+
+    scope = _request(ASKED).scope
+    read = await read_request(Request(scope, receive), 100)
+
+    assert (parts, len(read.body)) == (4, 101)
+
+
 async def test_headers_of_the_connection_are_not_sent_on() -> None:
     headers = ((b"Connection", b"close"), (b"Transfer-Encoding", b"chunked"), (b"X-A", b"1"))
     read = await read_request(_request(replace(ASKED, headers=headers)), 1000)
