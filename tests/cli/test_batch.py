@@ -98,12 +98,12 @@ def test_wrong_flags_of_ray_are_named(
     assert complaint in found.err
 
 
-def test_without_ray_the_extra_is_named(
+def test_without_ray_the_extra_is_named_before_the_input_is_read(
     run: Run, source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "ray", None)
 
-    found = run("batch", str(source), str(tmp_path / "out.parquet"), "--on-bad", "skip", "--ray")
+    found = run("batch", str(source), str(tmp_path / "out.parquet"), "--ray")
 
     assert found.code == 2
     assert 'pip install "rerank-plugins[ray]"' in found.err
