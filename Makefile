@@ -9,7 +9,7 @@ PEER ?=
 # One version for all tests and figures, installed first so that nothing else picks another.
 TORCH ?= torch==2.13.0
 
-.PHONY: demo test test-fast test-gpu test-repeat bench bench-chaos bench-gpu bench-language-models bench-load lint types fix clean
+.PHONY: demo test test-fast test-gpu test-repeat bench bench-chaos bench-gpu bench-language-models bench-load bench-service lint types fix clean
 
 $(VENV)/.created:
 	$(PYTHON) -m venv $(VENV)
@@ -63,6 +63,10 @@ bench-load: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/concurrency.py $(ARGS)
 	$(BIN)/python benchmarks/overload.py $(ARGS)
 	$(BIN)/python benchmarks/peers.py --folder build/bench $(if $(PEER),--peer-python $(PEER)) $(ARGS)
+
+# Twenty minutes on two cores; ARGS="--quick" for two. PEER names a Python that has infinity-emb.
+bench-service: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/service.py --folder build/bench $(if $(PEER),--peer-python $(PEER)) $(ARGS)
 
 bench-gpu: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/gpu.py --folder build/bench $(ARGS)

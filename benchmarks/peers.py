@@ -44,7 +44,7 @@ def main() -> None:
     print(describe_machine())
     with ExitStack() as stack:
         temporary = Path(stack.enter_context(tempfile.TemporaryDirectory()))
-        folder = _for_any_version(
+        folder = for_any_version(
             ensure_model(arguments.folder or temporary, "minilm-l6"), temporary
         )
         names = [OURS, OURS_TASKS, LOCKED]
@@ -66,7 +66,7 @@ def main() -> None:
         measure(subjects, arguments.callers, arguments.seconds)
 
 
-def _for_any_version(folder: Path, temporary: Path) -> Path:
+def for_any_version(folder: Path, temporary: Path) -> Path:
     """Copy the model with a tokenizer class that older transformers know too."""
     copy = Path(shutil.copytree(folder, temporary / "model"))
     settings = json.loads((copy / "tokenizer_config.json").read_text())

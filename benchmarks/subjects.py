@@ -151,7 +151,7 @@ class Subject:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
-            env=dict(os.environ) | _QUIET | ({"PYTHONPATH": ""} if python else {}),
+            env=dict(os.environ) | QUIET | ({"PYTHONPATH": ""} if python else {}),
         )
         self.versions: str = self._ask(
             {"name": name, "folder": str(folder), "shape": shape, "documents": documents}
@@ -184,7 +184,7 @@ class Subject:
         return json.loads(line)
 
 
-_QUIET = {
+QUIET = {
     "HF_HUB_OFFLINE": "1",
     "HF_HUB_DISABLE_PROGRESS_BARS": "1",
     "DO_NOT_TRACK": "1",

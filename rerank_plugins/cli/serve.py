@@ -14,6 +14,7 @@ from rerank_plugins.cli.output import print_note
 from rerank_plugins.cli.settings import add_settings, chosen_config
 from rerank_plugins.config import RerankConfig, service_api_keys
 from rerank_plugins.errors import ConfigError
+from rerank_plugins.service.models import public_name
 from rerank_plugins.service.settings import MEGABYTE, ServiceSettings
 
 if TYPE_CHECKING:
@@ -128,17 +129,11 @@ def _named(models: Sequence[str], name: str | None) -> dict[str, str]:
     named: dict[str, str] = {}
     for written in models:
         found = _NAMED.fullmatch(written)
-        own, model = found.groups() if found else (_short(written), written)
+        own, model = found.groups() if found else (public_name(written), written)
         if (own := name or own) in named:
             raise ConfigError(f"two models are named {own!r}; write NAME=MODEL")
         named[own] = model
     return named
-
-
-def _short(model: str) -> str:
-    """Name a folder or file by its last part: clients need not know where it is."""
-    path = Path(model)
-    return path.resolve().name if path.exists() or path.is_absolute() else model
 
 
 def _settings(args: argparse.Namespace) -> ServiceSettings:

@@ -17,6 +17,7 @@ from rerank_plugins.options import Duplicates, Priority
 from rerank_plugins.service.access import CLIENT_GONE, access_of
 from rerank_plugins.service.asking import Answer
 from rerank_plugins.service.dialects.paths import endpoint_of
+from rerank_plugins.service.models import public_name
 from rerank_plugins.service.problems import Kind, Problem, RefusedError, problem_of
 from rerank_plugins.service.reading import asks_of, json_object, read_body, timeout_of
 
@@ -55,7 +56,8 @@ async def answer(
         timeout_s = _shorter(timeout_of(request), reranker.config.timeout_s)
         rankings = await _unless_gone(request, _rank_all(reranker, asks, timeout_s))
         answered = Answer(asks, rankings, access.id, int(time.time()), access.model)
-        access.scorer, access.tokens = rankings[0].scorer, answered.tokens
+        access.scorer = _scorer(rankings[0], access.model, reranker)
+        access.tokens = answered.tokens
         return Response(
             to_json(endpoint.answer(answered)),
             media_type="application/json",
@@ -92,6 +94,12 @@ def _classes(error: BaseException) -> str:
         names.append(type(found).__name__)
         found = found.__cause__
     return " from ".join(names)
+
+
+def _scorer(ranking: Ranking, model: str, reranker: Reranker) -> str:
+    """Name who answered as clients know it."""
+    own = ranking.scorer == reranker.config.model
+    return model if own else public_name(ranking.scorer)
 
 
 def _shorter(one: float | None, other: float | None) -> float | None:

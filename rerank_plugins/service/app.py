@@ -29,6 +29,7 @@ from rerank_plugins.service.access import access_of
 from rerank_plugins.service.answering import answer, refusal
 from rerank_plugins.service.dialects.paths import PATHS, dialect_at
 from rerank_plugins.service.gate import Gate
+from rerank_plugins.service.models import public_name
 from rerank_plugins.service.openapi import ServiceApp, request_body, responses
 from rerank_plugins.service.problems import Kind, Problem
 from rerank_plugins.service.settings import ServiceSettings
@@ -64,7 +65,7 @@ def create_app(
         ConfigError: there is no model, or a name is blank.
         MissingExtraError: FastAPI is not installed.
     """
-    served = {models.config.model: models} if isinstance(models, Reranker) else models
+    served = {public_name(models.config.model): models} if isinstance(models, Reranker) else models
     service = Service(served, settings or ServiceSettings(), registry or REGISTRY)
 
     @asynccontextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from rerank_plugins.errors import ConfigError
@@ -14,6 +15,12 @@ if TYPE_CHECKING:
 
 PLACEHOLDERS: Final = frozenset({"", "default", "default/not-specified"})
 """What clients send for a model where they mean none: Infinity's own default among them."""
+
+
+def public_name(model: str) -> str:
+    """Return a model's name without its folder: clients need not know where it lies."""
+    path = Path(model)
+    return path.resolve().name if path.is_absolute() or path.exists() else model
 
 
 class Models:

@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, Final
 
 from rerank_plugins.errors import (
     ClosedError,
-    ConfigError,
     InputError,
     OutOfMemoryError,
     QueueFullError,
@@ -89,8 +88,6 @@ def retry_after(seconds: float) -> dict[str, str]:
 
 
 _OF_ERRORS: Final[tuple[tuple[type[RerankError], Kind, str], ...]] = (
-    # The one setting that a request can bring.
-    (ConfigError, Kind.INVALID, "instruction: this model takes none"),
     (QueueFullError, Kind.OVERLOADED, "too much is waiting; try again later"),
     (RerankTimeoutError, Kind.TIMEOUT, "the deadline passed before the ranking was complete"),
     (ClosedError, Kind.UNAVAILABLE, "the service is shutting down"),
@@ -108,7 +105,11 @@ def problem_of(error: Exception) -> Problem:
     if isinstance(error, RefusedError):
         return error.problem
     if isinstance(error, InputError):
-        return Problem(Kind.INVALID, str(error))
+        message = str(error)
+        if message.startswith("instruction:"):
+            # It names the model, maybe by its folder.
+            message = "instruction: this model takes none"
+        return Problem(Kind.INVALID, message)
     if isinstance(error, ScoringError) and error.retryable:
         return Problem(Kind.UNAVAILABLE, "the model cannot answer just now", None, retry_after(1))
     for cls, kind, message in _OF_ERRORS:

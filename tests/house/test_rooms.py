@@ -23,6 +23,7 @@ ROOMS = (
     "distributed",
     "evaluation",
     "export",
+    "service",
     "scorers/onnx",
     "scorers/torch",
     "scorers/embedded.py",

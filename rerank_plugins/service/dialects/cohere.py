@@ -18,6 +18,7 @@ from rerank_plugins.service.dialects.fields import (
     ReturnDocuments,
     Texts,
     TopN,
+    Whole,
     results_of,
 )
 from rerank_plugins.service.problems import Kind, RefusedError
@@ -49,7 +50,7 @@ class CohereV2Request(Extended):
     top_n: TopN = None
     return_documents: ReturnDocuments = None
     max_tokens_per_doc: Annotated[
-        int | None, Field(description="ignored: the model's own max_length is what is read")
+        Whole | None, Field(description="ignored: the model's own max_length is what is read")
     ] = None
     priority: Priority = None
 
@@ -63,7 +64,7 @@ class CohereV1Request(Extended):
     top_n: TopN = None
     rank_fields: RankFields = None
     return_documents: ReturnDocuments = None
-    max_chunks_per_doc: Annotated[int | None, Field(description="ignored")] = None
+    max_chunks_per_doc: Annotated[Whole | None, Field(description="ignored")] = None
 
 
 class ApiVersion(BaseModel):

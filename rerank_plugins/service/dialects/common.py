@@ -18,6 +18,7 @@ from rerank_plugins.service.dialects.dialect import Dialect, Endpoint
 from rerank_plugins.service.dialects.fields import (
     Extended,
     ModelName,
+    Natural,
     Priority,
     Query,
     ResultWithDocument,
@@ -43,7 +44,7 @@ class CommonRequest(Extended):
     query: Query
     documents: Objects
     model: ModelName = None
-    top_n: Annotated[int | None, Field(ge=0, description="how many to keep; all where 0")] = None
+    top_n: Annotated[Natural | None, Field(description="how many to keep; all where 0")] = None
     rank_fields: RankFields = None
     return_documents: ReturnDocuments = None
     use_activation: UseActivation = None

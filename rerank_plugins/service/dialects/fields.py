@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Annotated
 
-from pydantic import BaseModel, ConfigDict, FailFast, Field
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +26,15 @@ class TextDocument(Sent):
     text: str
 
 
+def _whole(value: object) -> object:
+    return int(value) if isinstance(value, float) and value.is_integer() else value
+
+
+# JSON may write a whole number as 3.0.
+Whole = Annotated[int, BeforeValidator(_whole)]
+Natural = Annotated[int, Field(ge=0), BeforeValidator(_whole)]
+Positive = Annotated[int, Field(ge=1), BeforeValidator(_whole)]
+
 Query = Annotated[str, Field(min_length=1, pattern=r"\S", description="what is ranked by")]
 # FailFast: ten million wrong documents are one complaint.
 Texts = Annotated[list[str], FailFast(), Field(min_length=1, description="what is ranked")]
@@ -34,7 +43,7 @@ Documents = Annotated[
     FailFast(),
     Field(min_length=1, description="texts, or objects with a `text`"),
 ]
-TopN = Annotated[int | None, Field(ge=1, description="how many to keep; all where not set")]
+TopN = Annotated[Positive | None, Field(description="how many to keep; all where not set")]
 ModelName = Annotated[str | None, Field(description="a served model; the first where not set")]
 Instruction = Annotated[
     str | None,
@@ -42,7 +51,7 @@ Instruction = Annotated[
 ]
 RawScores = Annotated[bool | None, Field(description="logits in place of scores")]
 ReturnDocuments = Annotated[bool | None, Field(description="hand the documents back")]
-Priority = Annotated[int | None, Field(description="above 0: others may go first")]
+Priority = Annotated[Whole | None, Field(description="above 0: others may go first")]
 
 
 class Extended(Sent):

@@ -16,6 +16,7 @@ from rerank_plugins.service.dialects.fields import (
     Query,
     Result,
     TokenUsage,
+    Whole,
     texts_of,
 )
 from rerank_plugins.service.dialects.infinity import OpenAIError, openai_error
@@ -28,7 +29,7 @@ UseActivation = Annotated[bool | None, Field(description="false: logits in place
 TruncationSide = Annotated[
     Literal["left", "right"] | None, Field(description='"left" is refused where a text is cut')
 ]
-Ignored = Annotated[int | None, Field(description="ignored: max_length is what is read")]
+Ignored = Annotated[Whole | None, Field(description="ignored: max_length is what is read")]
 Some = Annotated[list[str], Field(min_length=1)]
 OneOrMore = Annotated[str | Some, Field(description="a text, or a list of texts")]
 
@@ -39,7 +40,7 @@ class VllmRequest(Extended):
     query: Query
     documents: Documents
     model: ModelName = None
-    top_n: Annotated[int | None, Field(description="how many to keep; all where 0")] = None
+    top_n: Annotated[Whole | None, Field(description="how many to keep; all where 0")] = None
     use_activation: UseActivation = None
     truncation_side: TruncationSide = None
     truncate_prompt_tokens: Ignored = None
