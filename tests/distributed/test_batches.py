@@ -71,7 +71,11 @@ def test_no_row_is_lost_with_a_worker_that_is_killed(source: Path, tmp_path: Pat
     config = RerankConfig(model="lexical", text_hook=KillOnce("fox 13", marker))
 
     result = run_batch(
-        source, tmp_path / "out.parquet", config, OPTIONS, rank_chunks=RayBatch(max_workers=2)
+        source,
+        tmp_path / "out.parquet",
+        config,
+        OPTIONS,
+        rank_chunks=RayBatch(min_workers=2, max_workers=2),
     )
 
     here = run_batch(source, tmp_path / "here.parquet", LEXICAL, OPTIONS)

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable
 from dataclasses import replace
+from itertools import zip_longest
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -25,7 +29,7 @@ from rerank_plugins.distributed.serving import ServeArgs, _deployment, build_app
 from rerank_plugins.service.settings import ServiceSettings
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Iterator
 
     from starlette.responses import Response
 
@@ -78,13 +82,28 @@ class Handle:
         return answer
 
 
+Opener = Callable[..., ModelReplica]
+
+
 @pytest.fixture
-def replica(monkeypatch: pytest.MonkeyPatch) -> Iterator[ModelReplica]:
+def open_replica(monkeypatch: pytest.MonkeyPatch, no_leaks: None) -> Iterator[Opener]:
+    """Open replicas over fake scorers; their models are closed when the test ends."""
     monkeypatch.setattr("rerank_plugins.registry.open_scorer", lambda config: FakeScorer())
-    made = ModelReplica(RerankConfig(model="fake"), LIMITS, keys=False)
-    yield made
-    for reranker in made._app.state.service.models.rerankers:
-        reranker.close()
+    opened: list[ModelReplica] = []
+
+    def open_it(limits: ServiceSettings = LIMITS, *, keys: bool = False) -> ModelReplica:
+        opened.append(ModelReplica(RerankConfig(model="fake"), limits, keys=keys))
+        return opened[-1]
+
+    yield open_it
+    for replica in opened:
+        for reranker in replica._app.state.service.models.rerankers:
+            reranker.close()
+
+
+@pytest.fixture
+def replica(open_replica: Opener) -> ModelReplica:
+    return open_replica()
 
 
 async def _body(response: Response) -> Any:
@@ -140,12 +159,10 @@ async def test_an_error_of_our_own_is_not_tried_again() -> None:
 
 
 async def test_a_body_beyond_the_limit_is_not_read_to_its_end_and_refused_by_the_service(
-    monkeypatch: pytest.MonkeyPatch,
+    open_replica: Opener,
 ) -> None:
-    monkeypatch.setattr("rerank_plugins.registry.open_scorer", lambda config: FakeScorer())
     limits = ServiceSettings(max_body_bytes=100)
-    replica = ModelReplica(RerankConfig(model="fake"), limits, keys=False)
-    handle = Handle(replica.answer)
+    handle = Handle(open_replica(limits).answer)
 
     response = await Door(handle, limits)(_request(replace(ASKED, body=b"x" * 10_000)))
 
@@ -199,10 +216,10 @@ def test_a_service_with_keys_does_not_come_up_open() -> None:
 
 
 async def test_keys_are_those_of_the_environment(
-    replica: ModelReplica, monkeypatch: pytest.MonkeyPatch
+    open_replica: Opener, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RERANK_PLUGINS_SERVICE_API_KEYS", "k1,k2")
-    closed = ModelReplica(RerankConfig(model="fake"), LIMITS, keys=True)
+    closed = open_replica(keys=True)
     with_key = replace(ASKED, headers=(*ASKED.headers, (b"authorization", b"Bearer k2")))
 
     assert (await closed.answer(ASKED)).status == 401
@@ -247,3 +264,21 @@ def test_replicas_between_two_numbers_follow_the_requests() -> None:
     assert (fixed["num_replicas"], "autoscaling_config" in fixed) == (3, False)
     # Ray checks what it is told when the deployment is made.
     assert build_app({"max_replicas": 5, "num_gpus": 0.25}) is not None
+
+
+def test_the_page_on_ray_names_every_argument_and_its_default() -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "ray.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (`\w+`.*?) \| (.*?) \|", page, re.MULTILINE)
+    told = {
+        name: default
+        for names, defaults in rows
+        for name, default in zip_longest(re.findall(r"`(\w+)`", names), defaults.split(", "))
+    }
+    numbers = {name: float(told[name]) for name in told if "_" in name or name == "doors"}
+    yaml = pytest.importorskip("yaml", reason="Ray Serve reads its configs with it")
+    example = yaml.safe_load(re.findall(r"^```yaml\n(.*?)^```", page, re.DOTALL | re.MULTILINE)[0])
+
+    assert sorted(told) == sorted(ServeArgs.model_fields)
+    assert numbers == {name: ServeArgs.model_fields[name].default for name in numbers}
+    assert len(numbers) == 10
+    assert build_app(example["applications"][0]["args"]) is not None
