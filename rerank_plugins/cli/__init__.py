@@ -7,8 +7,8 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
+from rerank_plugins.cli import batch, export, info, rank, serve, ui
 from rerank_plugins.cli import eval as eval_verb
-from rerank_plugins.cli import export, info, rank, serve, ui
 from rerank_plugins.cli.output import OutputError, flush, print_line, print_note
 from rerank_plugins.errors import ConfigError, InputError, MissingExtraError, RerankError
 
@@ -79,7 +79,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=_Version)
     verbs = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for verb in (rank, eval_verb, info, export, serve, ui):
+    for verb in (rank, eval_verb, batch, info, export, serve, ui):
         verb.add_parser(verbs)
     return parser
 

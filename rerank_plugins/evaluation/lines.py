@@ -41,12 +41,21 @@ def json_values(lines: Iterable[str], name: object) -> Iterator[tuple[str, objec
         InputError: a line is no JSON, or too deep a nest of it.
     """
     for where, line in numbered(lines, name):
-        try:
-            yield where, json.loads(line)
-        except ValueError as exc:
-            raise InputError(f"{where}: invalid JSON ({exc})") from None
-        except RecursionError:
-            raise InputError(f"{where}: JSON nested too deeply to be read") from None
+        yield where, json_value(line, where)
+
+
+def json_value(line: str, where: str) -> object:
+    """Return the JSON value of one line.
+
+    Raises:
+        InputError: it is no JSON, or too deep a nest of it.
+    """
+    try:
+        return json.loads(line)
+    except ValueError as exc:
+        raise InputError(f"{where}: invalid JSON ({exc})") from None
+    except RecursionError:
+        raise InputError(f"{where}: JSON nested too deeply to be read") from None
 
 
 def check_characters(text: str, where: str) -> str:

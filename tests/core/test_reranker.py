@@ -247,6 +247,15 @@ def test_the_cache_can_be_turned_off_and_cleared(open_reranker: Opener) -> None:
     assert scorer.pairs_scored == {("q", "a"): 2}
 
 
+def test_the_identity_is_that_of_the_scorer_that_answers(open_reranker: Opener) -> None:
+    reranker, scorer = open_reranker(FakeScorer(name="mine", max_words=7))
+
+    assert reranker.identity == scorer.identity == "mine@7"
+    reranker.close()
+    with pytest.raises(ClosedError):
+        _ = reranker.identity
+
+
 def test_rerankers_of_one_scorer_share_its_engine_and_the_last_closes_it(no_leaks: None) -> None:
     scorer = FakeScorer()
     first, second = Reranker(scorer), Reranker(scorer)

@@ -40,7 +40,8 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("langchain", "llama_index", "metrics", "gpu_readings", "tracing"),
     ("evaluation", "export", "testing"),
     ("documents",),
-    ("playground", "service"),
+    ("batch", "playground", "service"),
+    ("distributed",),
     ("cli",),
 )
 

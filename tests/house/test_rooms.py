@@ -21,6 +21,8 @@ ROOMS = (
     "cli",
     "playground",
     "documents.py",
+    "batch",
+    "distributed",
     "evaluation",
     "export",
     "service",
