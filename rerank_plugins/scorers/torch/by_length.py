@@ -8,15 +8,22 @@ from typing import TYPE_CHECKING, Final
 import torch
 from torch.nn.functional import pad, scaled_dot_product_attention
 
-from rerank_plugins.scorers.torch.hardware import fast_bf16
+from rerank_plugins.scorers.torch.products import (
+    STEPS,
+    added_to_weights,
+    attend_by_products,
+    attend_in_steps,
+    by_products,
+    causal_mask,
+    distance,
+    filled_up,
+    with_filling,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from rerank_plugins.scorers.torch.row import Group, PackedRow
-
-LONGEST_BY_PRODUCTS: Final = 1024
-"""Tokens in a pair: its attention weights are 16 MB in a layer of eight heads."""
 
 WEIGHTS_BYTES: Final = 16_000_000
 FEWEST_QUERIES: Final = 128
@@ -44,6 +51,8 @@ def attend_by_length(
     heads, tokens, size = query.shape[1:]
     attended = query.new_empty(tokens, heads, size)
     before_keys, before_values = _of_this_layer(row)
+    causal = row.causal and not reads_only
+    in_steps = causal and by_products(query, STEPS[-1])
     for whole in row.groups:
         if reads_only and whole.pair is None:
             continue
@@ -51,13 +60,16 @@ def attend_by_length(
             start, length = group.start, group.length
             if reads_only and group.pair is not None:
                 start, length = group.pair, 1
+            seen = _seen_tokens(group)
+            filling = with_filling(seen) - seen if in_steps else 0
             answer = _attend(
                 _cut(query, start, group.count, length),
-                _seen(key, group, before_keys),
-                _seen(value, group, before_values),
+                _seen(key, group, before_keys, filling),
+                _seen(value, group, before_values, filling),
                 scale=scaling,
                 window=window,
-                causal=row.causal and not reads_only,
+                causal=causal,
+                filling=filling,
             )  # (count, heads, length, size)
             place = attended[start : start + group.count * length]
             place.view(group.count, length, heads, size).copy_(answer.transpose(1, 2))
@@ -71,7 +83,7 @@ def _parts(
     if not causal:
         yield group
         return
-    seen = group.length + (group.context[1] if group.context is not None else 0)
+    seen = _seen_tokens(group)
     copied = 2 * key.shape[1] * key.shape[3] * seen
     weights = query.shape[1] * min(group.length, FEWEST_QUERIES) * seen
     most = max(1, WEIGHTS_BYTES // (max(copied, weights) * query.element_size()))
@@ -98,19 +110,29 @@ def _of_this_layer(row: PackedRow) -> tuple[torch.Tensor | None, torch.Tensor | 
     return row.before.layers[min(row.attention_calls, len(row.before.layers)) - 1]
 
 
-def _seen(states: torch.Tensor, group: Group, before: torch.Tensor | None) -> torch.Tensor:
-    """Return what the segments of *group* see, (count, heads, context and length, size).
+def _seen_tokens(group: Group) -> int:
+    """Return how many tokens a segment of *group* sees."""
+    return group.length + (group.context[1] if group.context is not None else 0)
 
-    Of a context that is not in the row, *before* has the states.
+
+def _seen(
+    states: torch.Tensor, group: Group, before: torch.Tensor | None, filling: int
+) -> torch.Tensor:
+    """Return what the segments of *group* see, (count, heads, filling, context and length, size).
+
+    Of a context that is not in the row, *before* has the states. The *filling* is zeros.
     """
     own = _cut(states, group.start, group.count, group.length)
     if group.context is None:
-        return own
+        return filled_up(own, filling)
     if before is not None and group.context[0] < 0:
         shared = before
     else:
         shared = _cut(states, group.context[0], 1, group.context[1])
-    return torch.cat([shared.expand(group.count, -1, -1, -1), own], dim=2)
+    parts = [shared.expand(group.count, -1, -1, -1), own]
+    if filling:
+        parts.insert(0, own.new_zeros(1, 1, 1, 1).expand(*own.shape[:2], filling, own.shape[3]))
+    return torch.cat(parts, dim=2)
 
 
 def _attend(
@@ -121,11 +143,17 @@ def _attend(
     scale: float | None,
     window: int | None,
     causal: bool,
+    filling: int,
 ) -> torch.Tensor:
-    """Attend from (count, heads, queries, size) to keys of which the queries' own are the last."""
+    """Attend from (count, heads, queries, size) to keys of which the queries' own are the last.
+
+    The first *filling* keys are seen by none.
+    """
     if not causal:
         mask = _mask(range(query.shape[2]), range(key.shape[2]), window, query.device)
         return _attend_masked(query, key, value, mask, scale)
+    if by_products(query, STEPS[-1]):
+        return attend_in_steps(query, key, value, scale, window, filling)
     count, heads, queries, _ = query.shape
     before = key.shape[2] - queries
     weights = count * heads * key.shape[2] * query.element_size()
@@ -139,7 +167,7 @@ def _attend(
             query[:, :, start:end],
             key[:, :, seen.start : seen.stop],
             value[:, :, seen.start : seen.stop],
-            _causal_mask(range(before + start, before + end), seen, window, query.device),
+            causal_mask(range(before + start, before + end), seen, window, query.device),
             scale,
         )
     return answer
@@ -154,58 +182,13 @@ def _attend_masked(
 ) -> torch.Tensor:
     """Attend where *mask*, (queries, last keys), lets a query see a key; it sees all others."""
     if by_products(query, query.shape[2]):
-        return _attend_by_products(query, key, value, mask, scale)
+        added = None if mask is None else added_to_weights(mask, key.shape[2], query)
+        return attend_by_products(query, key, value, added, scale)
     if mask is not None:
         mask = pad(mask, (key.shape[2] - mask.shape[1], 0), value=True)
     return scaled_dot_product_attention(
         query, key, value, attn_mask=mask, scale=scale, enable_gqa=query.shape[1] != key.shape[1]
     )
-
-
-def by_products(states: torch.Tensor, length: int) -> bool:
-    """Whether *length* queries attend by two plain matrix products.
-
-    In bf16 on a CPU without AMX, torch's fused attention takes twice their time. Their weights fill
-    memory by the square of the length, so long pairs do not.
-    """
-    return (
-        states.device.type == "cpu"
-        and states.dtype is torch.bfloat16
-        and length <= LONGEST_BY_PRODUCTS
-        and fast_bf16() == "AVX512-BF16"
-    )
-
-
-def _attend_by_products(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    mask: torch.Tensor | None,
-    scale: float | None,
-) -> torch.Tensor:
-    """Do what scaled_dot_product_attention does; all are (count, heads, length, size).
-
-    *mask* is that of `_attend_masked`. Where keys have fewer heads, neighbouring heads of the
-    queries share one, as extra queries.
-    """
-    count, heads, queries, size = query.shape
-    scale = size**-0.5 if scale is None else scale
-    shared = heads // key.shape[1]
-    if mask is None:
-        rows = (query * scale).reshape(count, -1, shared * queries, size)
-        weights = torch.matmul(rows, key.transpose(-1, -2))  # (count, key heads, rows, keys)
-    else:
-        rows = query.reshape(-1, shared * queries, size)
-        # Added in the product itself: a pass over all weights less.
-        hidden = query.new_zeros(queries, key.shape[2])
-        hidden[:, -mask.shape[1] :].masked_fill_(~mask, -torch.inf)
-        weights = torch.baddbmm(
-            hidden.repeat(shared, 1).expand(len(rows), -1, -1),
-            rows,
-            key.reshape(len(rows), -1, size).transpose(-1, -2),
-            alpha=scale,
-        ).view(count, -1, shared * queries, key.shape[2])
-    return torch.matmul(weights.softmax(-1), value).view(count, heads, queries, -1)
 
 
 def _mask(
@@ -214,20 +197,4 @@ def _mask(
     """Return (queries, keys) bool, True where a token sees another; None where all see all."""
     if window is None or len(keys) <= window:
         return None
-    return _distance(queries, keys, device).abs() < window
-
-
-def _causal_mask(
-    queries: range, keys: range, window: int | None, device: torch.device
-) -> torch.Tensor:
-    """Return (queries, last keys) bool, for as many keys as some query may not see."""
-    if window is None:
-        return _distance(queries, queries, device) >= 0
-    distance = _distance(queries, keys, device)
-    return (distance >= 0) & (distance < window)
-
-
-def _distance(queries: range, keys: range, device: torch.device) -> torch.Tensor:
-    """Return (queries, keys) int: how far each key's place is before each query's."""
-    query, key = (torch.arange(r.start, r.stop, device=device) for r in (queries, keys))
-    return query[:, None] - key[None]
+    return distance(queries, keys, device).abs() < window

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 from torch import nn
-from torch.nn.functional import gelu, linear, rms_norm, silu
+from torch.nn.functional import gelu, linear, pad, rms_norm, silu
 
 from rerank_plugins.scorers.torch.allocator import return_memory
 
@@ -46,19 +46,34 @@ FUSED: Final[dict[str, Fused]] = {
 
 
 class PrepackedLinear(nn.Module):
-    """A linear layer, with one of `FUSED` after it where *activation* names one."""
+    """A linear layer, with one of `FUSED` after it where *activation* names one.
+
+    With *in_pieces* it takes rows `in_pieces` of a few lengths.
+    """
 
     def __init__(
-        self, weight: torch.Tensor, bias: torch.Tensor | None, *, activation: str | None = None
+        self,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        *,
+        activation: str | None = None,
+        in_pieces: bool = False,
     ) -> None:
         super().__init__()
         self.weight: torch.Tensor = torch.ops.mkldnn._reorder_linear_weight(weight, ROWS_EXPECTED)
         self.bias = bias
         self.activation = activation
         self._after = FUSED[activation][:2] if activation is not None else ("none", "")
+        self._in_pieces = in_pieces
+        self._outputs = weight.shape[0]
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Map (…, inputs) to (…, outputs)."""
+        if self._in_pieces:
+            return in_pieces(states, self._map, self._outputs)
+        return self._map(states)
+
+    def _map(self, states: torch.Tensor) -> torch.Tensor:
         name, algorithm = self._after
         mapped: torch.Tensor = torch.ops.mkldnn._linear_pointwise(
             states, self.weight, self.bias, name, [], algorithm
@@ -69,6 +84,12 @@ class PrepackedLinear(nn.Module):
 ROWS_AT_A_TIME: Final = 512
 """Rows whose intermediate states are alive at once: a few megabytes, which the C library keeps from
 one layer to the next. It gives larger blocks back, and fetching their pages anew takes longer."""
+
+PIECES: Final = (32, 64, 96, 128, 256, 384, ROWS_AT_A_TIME)
+"""Rows that a product is asked for at once, where it goes `in_pieces`."""
+
+FILLED_UP: Final = 128
+"""As many rows, or fewer, are one piece and filled up to its length."""
 
 NORM_PIECE: Final = 262_144
 """Numbers that a norm widens to float32 at a time: they stay in the processor's own cache, and no
@@ -98,22 +119,47 @@ class FusedNorm(nn.Module):
 
 
 class ByRows(nn.Module):
-    """*module*, which maps each row alone, over `ROWS_AT_A_TIME`."""
+    """*module*, which maps each row alone, over `ROWS_AT_A_TIME` at most."""
 
     def __init__(self, module: nn.Module) -> None:
         super().__init__()
         self.module = module
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
-        """Map (1, rows, hidden) to the same shape."""
-        if states.shape[1] <= ROWS_AT_A_TIME:
-            mapped: torch.Tensor = self.module(states)
-            return mapped
-        mapped = torch.empty_like(states)
-        pieces = zip(mapped.split(ROWS_AT_A_TIME, 1), states.split(ROWS_AT_A_TIME, 1), strict=True)
-        for into, piece in pieces:
-            into.copy_(self.module(piece))
-        return mapped
+        """Map (…, hidden) to the same shape."""
+        return in_pieces(states, self.module, states.shape[-1])
+
+
+def in_pieces(
+    states: torch.Tensor, mapped: Callable[[torch.Tensor], torch.Tensor], outputs: int
+) -> torch.Tensor:
+    """Map (…, inputs) to (…, *outputs*) by *mapped*, which maps (1, rows, inputs), each row alone.
+
+    The numbers of rows are those of `PIECES`: for every other one oneDNN would compile a kernel of
+    half a megabyte, which it keeps. The last piece is filled up with zeros.
+    """
+    rows = states.reshape(1, -1, states.shape[-1])
+    count = rows.shape[1]
+    if count in PIECES:
+        return mapped(rows).view(*states.shape[:-1], outputs)
+    joined = rows.new_empty(1, count, outputs)
+    start = 0
+    while start < count:
+        size = _piece(count - start)
+        piece = rows[:, start : start + size]
+        if (missing := size - piece.shape[1]) > 0:
+            piece = pad(piece, (0, 0, 0, missing))
+        into = joined[:, start : start + size]
+        into.copy_(mapped(piece)[:, : into.shape[1]])
+        start += size
+    return joined.view(*states.shape[:-1], outputs)
+
+
+def _piece(left: int) -> int:
+    """Return the next of `PIECES` where so many rows are *left*."""
+    if left <= FILLED_UP:
+        return next(size for size in PIECES if size >= left)
+    return max(size for size in PIECES if size <= left)
 
 
 def go_by_rows(layers: list[nn.Module], layout: Layout) -> None:
@@ -130,19 +176,21 @@ def prepack(layers: list[nn.Module], layout: Layout) -> None:
         return
     for layer in layers:
         if layout.activation is not None:
-            _fuse_activation(layer, *layout.activation)
+            _fuse_activation(layer, *layout.activation, in_pieces=layout.causal)
         for path, module in list(layer.named_modules()):
             if type(module) is nn.Linear:
-                layer.set_submodule(path, _prepacked(module))
+                layer.set_submodule(path, _prepacked(module, in_pieces=layout.causal))
         return_memory()
 
 
-def _fuse_activation(layer: nn.Module, linear_path: str, activation_path: str) -> None:
+def _fuse_activation(
+    layer: nn.Module, linear_path: str, activation_path: str, *, in_pieces: bool
+) -> None:
     """Compute the activation with the linear module before it, if it is one of `FUSED`."""
     before, activation = layer.get_submodule(linear_path), layer.get_submodule(activation_path)
     kind = _kind(activation)
     if type(before) is nn.Linear and kind is not None:
-        layer.set_submodule(linear_path, _prepacked(before, activation=kind))
+        layer.set_submodule(linear_path, _prepacked(before, activation=kind, in_pieces=in_pieces))
         layer.set_submodule(activation_path, nn.Identity())
 
 
@@ -192,10 +240,15 @@ def _fused_norm(module: nn.Module) -> FusedNorm | None:
     return fused if same else None
 
 
-def _prepacked(module: nn.Linear, *, activation: str | None = None) -> PrepackedLinear:
+def _prepacked(
+    module: nn.Linear, *, activation: str | None = None, in_pieces: bool
+) -> PrepackedLinear:
     bias: torch.Tensor | None = module.bias
     return PrepackedLinear(
-        module.weight.detach(), None if bias is None else bias.detach(), activation=activation
+        module.weight.detach(),
+        None if bias is None else bias.detach(),
+        activation=activation,
+        in_pieces=in_pieces,
     )
 
 

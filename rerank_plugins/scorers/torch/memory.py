@@ -15,13 +15,10 @@ from typing import TYPE_CHECKING, Any, Final
 from rerank_plugins.batching import ATTENDED
 from rerank_plugins.models.layouts import layout_of
 from rerank_plugins.options import WEIGHT_ONLY, Precision
-from rerank_plugins.scorers.torch.by_length import (
-    FEWEST_QUERIES,
-    LONGEST_BY_PRODUCTS,
-    WEIGHTS_BYTES,
-)
+from rerank_plugins.scorers.torch.by_length import FEWEST_QUERIES, WEIGHTS_BYTES
 from rerank_plugins.scorers.torch.hardware import fast_bf16
 from rerank_plugins.scorers.torch.linear import ROWS_AT_A_TIME
+from rerank_plugins.scorers.torch.products import LONGEST_BY_PRODUCTS
 from rerank_plugins.scorers.torch.quantized import group_of
 from rerank_plugins.scorers.torch.row import KEPT_BYTES
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-from rerank_plugins.scorers.torch import by_length
-from rerank_plugins.scorers.torch.by_length import LONGEST_BY_PRODUCTS
+from rerank_plugins.scorers.torch import by_length, products
+from rerank_plugins.scorers.torch.products import LONGEST_BY_PRODUCTS
 from rerank_plugins.scorers.torch.row import PackedRow, Segment
 from rerank_plugins.scorers.torch.varlen import attend_varlen
 from tests.varlen_on_cpu import varlen_attn
@@ -51,7 +51,7 @@ def test_bf16_products_are_as_near_to_the_truth_as_the_fused_attention() -> None
     truth = scaled_dot_product_attention(*exact)
 
     fused = (scaled_dot_product_attention(*half).float() - truth).abs().mean()
-    found = by_length._attend_by_products(*half, None, None)
+    found = products.attend_by_products(*half, None, None)
 
     assert found.dtype is torch.bfloat16
     assert (found.float() - truth).abs().mean() < 1.5 * fused
@@ -62,6 +62,7 @@ def test_bf16_products_are_as_near_to_the_truth_as_the_fused_attention() -> None
     [
         (torch.bfloat16, LONGEST_BY_PRODUCTS, "AVX512-BF16", True),
         (torch.bfloat16, LONGEST_BY_PRODUCTS + 1, "AVX512-BF16", False),
+        (torch.bfloat16, 1, "AVX512-BF16", False),
         (torch.bfloat16, 10, "AMX", False),
         (torch.bfloat16, 10, None, False),
         (torch.float32, 10, "AVX512-BF16", False),
@@ -74,9 +75,9 @@ def test_only_short_pairs_in_bf16_without_amx_use_products(
     expected: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(by_length, "fast_bf16", lambda: instructions)
+    monkeypatch.setattr(products, "fast_bf16", lambda: instructions)
 
-    assert by_length.by_products(states(1, dtype, 0), length) is expected
+    assert products.by_products(states(1, dtype, 0), length) is expected
 
 
 # Two prompts: a prefix of five tokens with three documents, and one of three with one.
@@ -109,18 +110,21 @@ def one_by_one(
     return attended
 
 
-@pytest.mark.parametrize("products", [False, True])
+@pytest.mark.parametrize("by_products", [False, True])
 @pytest.mark.parametrize("window", [None, 3, 6])
 @pytest.mark.parametrize("step", [1, 3, 100])
 def test_documents_see_their_prefix_and_what_is_before_them_and_nothing_else(
-    step: int, window: int | None, products: bool, monkeypatch: pytest.MonkeyPatch
+    step: int, window: int | None, by_products: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Keys have half the heads, as in grouped-query attention; steps of queries change nothing."""
     query = states(28, torch.float32, 0)
     key, value = (states(28, torch.float32, seed, HEADS // 2) for seed in (1, 2))
-    monkeypatch.setattr(by_length, "by_products", lambda *_: products)
+    monkeypatch.setattr(by_length, "by_products", lambda *_: by_products)
     monkeypatch.setattr(by_length, "WEIGHTS_BYTES", 0)
     monkeypatch.setattr(by_length, "FEWEST_QUERIES", step)
+    if step < 100:
+        monkeypatch.setattr(products, "STEPS", (step, 2 * step))
+        monkeypatch.setattr(products, "KEYS_AT_A_TIME", step)
     row = PackedRow(SHARED, torch.device("cpu"), causal=True)
 
     found = by_length.attend_by_length(query, key, value, row, None, window, reads_only=False)
@@ -129,6 +133,63 @@ def test_documents_see_their_prefix_and_what_is_before_them_and_nothing_else(
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
     varlen = attend_varlen(varlen_attn, query, key, value, row, None, window, reads_only=False)
     torch.testing.assert_close(varlen, expected, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 200])
+def test_steps_of_long_texts_give_what_the_fused_attention_gives(
+    window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In float32, and long enough for keys in multiples of more than the least."""
+    segments = [Segment(70, read=False), Segment(1300, after=0), Segment(129, after=0)]
+    row = PackedRow(segments, torch.device("cpu"), causal=True)
+    query = states(row.tokens, torch.float32, 0)
+    key, value = (states(row.tokens, torch.float32, seed, HEADS // 2) for seed in (1, 2))
+
+    def attend() -> torch.Tensor:
+        return by_length.attend_by_length(query, key, value, row, None, window, reads_only=False)
+
+    fused = attend()
+    monkeypatch.setattr(by_length, "by_products", lambda *_: True)
+    monkeypatch.setattr(by_length, "scaled_dot_product_attention", None)
+
+    torch.testing.assert_close(attend(), fused, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [None, 100])
+def test_texts_of_any_length_attend_by_products_of_a_few_shapes(
+    window: int | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For each shape oneDNN keeps a kernel of half a megabyte."""
+    shapes: set[tuple[torch.Size, torch.Size]] = set()
+    attend = products.attend_by_products
+
+    def noted(query: torch.Tensor, key: torch.Tensor, *rest: Any) -> torch.Tensor:
+        shapes.add((query.shape, key.shape))
+        return attend(query, key, *rest)
+
+    monkeypatch.setattr(products, "attend_by_products", noted)
+    monkeypatch.setattr(by_length, "by_products", lambda *_: True)
+    segments = [Segment(61, read=False), *[Segment(n, after=0) for n in range(1, 580, 17)]]
+    row = PackedRow(segments, torch.device("cpu"), causal=True)
+    query, key = (states(row.tokens, torch.float32, 0, heads) for heads in (2, 1))
+
+    by_length.attend_by_length(query, key, key, row, None, window, reads_only=False)
+
+    assert {queries[2] for queries, _ in shapes} <= set(products.STEPS)
+    assert {keys[2] % products.KEYS_AT_A_TIME for _, keys in shapes} == {0}
+    # Thirty-five documents, with two products for each of up to five steps.
+    assert len(shapes) <= 3 * 640 // 64
+
+
+def test_keys_of_long_texts_come_in_a_few_numbers_too() -> None:
+    filled = [products.with_filling(keys) for keys in range(1, 32_769)]
+
+    assert len(set(filled)) < 60
+    assert max(found / keys for keys, found in enumerate(filled, 1) if keys > 512) < 1.13
+    assert all(found >= keys for keys, found in enumerate(filled, 1))
+    # A step that ends among these keys needs no more of them than there are.
+    assert filled == sorted(filled)
+    assert all(products.with_filling(found) == found for found in filled)
 
 
 @pytest.mark.parametrize("reads_only", [False, True])
@@ -146,8 +207,8 @@ def test_pairs_of_one_kind_attend_in_as_many_calls_as_memory_asks_for(
     copied: list[int] = []
     seen = by_length._seen
 
-    def noted(part: torch.Tensor, group: Group, before: torch.Tensor | None) -> torch.Tensor:
-        copy = seen(part, group, before)
+    def noted(part: torch.Tensor, group: Group, *rest: Any) -> torch.Tensor:
+        copy = seen(part, group, *rest)
         if group.context is not None:
             copied.append(copy.nbytes)
         return copy

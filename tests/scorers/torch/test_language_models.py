@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from rerank_plugins.scorers.torch import packed, row
+from rerank_plugins.scorers.torch import linear, packed, row
 from tests.language_cards import ENDS, QWEN_SUFFIX, ModelCard
 from tests.scorers.torch.conftest import open_exact
 from tests.tiny_language_models import SPECIAL_TEXTS, make_language_pairs, write_language_model
@@ -219,6 +220,28 @@ def test_batch_after_batch_of_a_query_has_the_logits_of_the_card_and_its_prefix_
     else:
         assert prefixes == [one, one, other, one + other, other, one]
     scorer.close()
+
+
+@pytest.mark.skipif(not linear._works(torch.float32), reason="needs oneDNN's operators")
+def test_batches_of_any_length_ask_for_products_of_a_few_numbers_of_rows(
+    asked: Callable[..., Asked], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For each number oneDNN keeps kernels of three megabytes in Qwen3-Reranker-0.6B's shape."""
+    model = asked("qwen3", "qwen3-reranker")
+    assert not model.scorer.padded
+    rows: set[int] = set()
+    mapped = linear.PrepackedLinear._map
+
+    def noted(layer: linear.PrepackedLinear, states: torch.Tensor) -> torch.Tensor:
+        rows.add(states.numel() // states.shape[-1])
+        return mapped(layer, states)
+
+    monkeypatch.setattr(linear.PrepackedLinear, "_map", noted)
+
+    found = [model.found(range(first, first + 1 + first % 5)) for first in range(20)]
+
+    assert len(found) > len(rows) > 1
+    assert rows <= set(linear.PIECES)
 
 
 @pytest.mark.parametrize("name", ["qwen3 classifier", "qwen2 classifier"])

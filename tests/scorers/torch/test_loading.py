@@ -399,8 +399,25 @@ def test_an_mlp_by_rows_maps_each_token_once_in_its_place(tokens: int) -> None:
         found = layer["mlp"](states)
 
     assert torch.allclose(found, expected, rtol=0, atol=1e-6)
-    assert sum(rows) == tokens
+    assert tokens <= sum(rows) < tokens + 32
     assert max(rows) <= linear.ROWS_AT_A_TIME
+
+
+@pytest.mark.parametrize("tokens", [0, 1, 32, 33, 130, 900, 1100])
+def test_rows_go_in_pieces_of_a_few_lengths_and_come_back_in_their_places(tokens: int) -> None:
+    """For each length oneDNN keeps a kernel of half a megabyte."""
+    weight = torch.randn(8, 16, generator=torch.Generator().manual_seed(1))
+    states = torch.randn(2, tokens, 16, generator=torch.Generator().manual_seed(2))
+    given: set[int] = set()
+
+    def mapped(rows: torch.Tensor) -> torch.Tensor:
+        given.add(rows.shape[1])
+        return nn.functional.linear(rows, weight)
+
+    found = linear.in_pieces(states, mapped, 8)
+
+    assert given <= set(linear.PIECES)
+    torch.testing.assert_close(found, nn.functional.linear(states, weight), rtol=0, atol=1e-5)
 
 
 def test_a_norm_in_pieces_is_the_norm_of_the_whole() -> None:
