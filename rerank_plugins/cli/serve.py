@@ -99,8 +99,8 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Open the models, listen, serve."""
-    config = chosen_config(args)
-    named = _named(args.models or [config.model], args.name)
+    named = _named(args.models or [chosen_config(args).model], args.name)
+    configs = {name: _config(args, model) for name, model in named.items()}
     settings = _settings(args)
     # Imported before anything is loaded: an extra that is missing is told at once.
     from rerank_plugins.cli.server import listen, serve
@@ -117,8 +117,8 @@ def run(args: argparse.Namespace) -> int:
         observer = PrometheusObserver()
         models: dict[str, Reranker] = {}
         try:
-            for name, model in named.items():
-                own = {**dict(config), "model": model, "observers": (observer,)}
+            for name, config in configs.items():
+                own = {**dict(config), "observers": (observer,)}
                 models[name] = Reranker.from_config(RerankConfig(**own))
                 # Here, and not when the server starts: what is wrong is said as everywhere else.
                 models[name].warmup()
@@ -127,6 +127,11 @@ def run(args: argparse.Namespace) -> int:
             for reranker in models.values():
                 reranker.close()
     return 0
+
+
+def _config(args: argparse.Namespace, model: str) -> RerankConfig:
+    """Return the settings of one model: flags that suit it may not suit the default one."""
+    return chosen_config(argparse.Namespace(**{**vars(args), "model": model}))
 
 
 def _named(models: Sequence[str], name: str | None) -> dict[str, str]:

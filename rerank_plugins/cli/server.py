@@ -76,7 +76,7 @@ def serve(
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=drain_s,
     )
-    _Server(config, app.state.service, _where(sock)).run(sockets=[sock])
+    DrainingServer(config, app.state.service, _where(sock)).run(sockets=[sock])
 
 
 def _where(sock: socket.socket) -> str:
@@ -84,7 +84,7 @@ def _where(sock: socket.socket) -> str:
     return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
-class _Server(uvicorn.Server):
+class DrainingServer(uvicorn.Server):
     """uvicorn's server, which would end by the signal that it was told to end with."""
 
     def __init__(self, config: uvicorn.Config, service: Service, where: str) -> None:

@@ -16,9 +16,14 @@ from typing import TYPE_CHECKING
 
 import httpx
 import pytest
+import uvicorn
+from prometheus_client import CollectorRegistry
 
 from rerank_plugins.cli import main
+from rerank_plugins.cli.server import DrainingServer
 from rerank_plugins.events import Observer
+from rerank_plugins.reranker import Reranker
+from rerank_plugins.service.app import create_app
 from rerank_plugins.testing import FakeScorer
 from tests.service.conftest import DOCUMENTS, QUERY
 
@@ -115,6 +120,20 @@ def test_told_to_end_under_load_it_answers_what_it_accepted(ending: signal.Signa
     assert "Traceback" not in log
 
 
+def test_a_signal_refuses_new_requests_at_once_and_a_second_interrupt_ends_the_rest() -> None:
+    app = create_app({"fake": Reranker(FakeScorer())}, registry=CollectorRegistry())
+    server = DrainingServer(uvicorn.Config(app), app.state.service, "http://x")
+
+    server.handle_exit(signal.SIGTERM, None)
+
+    assert app.state.service.draining
+    assert (server.should_exit, server.force_exit) == (True, False)
+    server.handle_exit(signal.SIGTERM, None)
+    assert not server.force_exit
+    server.handle_exit(signal.SIGINT, None)
+    assert server.force_exit
+
+
 @pytest.mark.slow
 def test_a_request_that_does_not_end_is_given_up_after_the_drain(tmp_path: Path) -> None:
     with process("m", "--drain-s", "1") as (running, url, _):
@@ -174,6 +193,15 @@ def test_keys_come_from_a_variable_and_a_file(
     assert _serve("--api-key-file", str(file)) == 0
 
     assert served[0]["settings"].api_keys == ("one", "two", "three", "four")
+
+
+def test_flags_are_checked_against_the_model_that_is_served(
+    served: list[dict[str, object]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert _serve("some/model", "--backend", "torch") == 0
+    assert served[0]["models"] == ["some/model"]
+    assert _serve("some/model", "embedded", "--backend", "torch") == 2
+    assert 'model="embedded" has no PyTorch weights' in capsys.readouterr().err
 
 
 def test_flags_may_stand_before_models(served: list[dict[str, object]]) -> None:
