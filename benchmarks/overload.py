@@ -23,7 +23,7 @@ from workloads import SHAPES, Request, make_requests, turned
 
 from rerank_plugins import Reranker
 from rerank_plugins.errors import RerankError
-from rerank_plugins.settings import EMBEDDED
+from rerank_plugins.options import EMBEDDED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

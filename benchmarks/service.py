@@ -29,7 +29,7 @@ from traffic import ClosedLoop, percentile
 from workloads import SHAPES, Request, make_requests, turned
 
 from rerank_plugins import Reranker
-from rerank_plugins.settings import EMBEDDED
+from rerank_plugins.options import EMBEDDED
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Sequence

@@ -20,8 +20,8 @@ from rerank_plugins.errors import (
     first_line,
 )
 from rerank_plugins.jobs import deadline_after
+from rerank_plugins.options import LEXICAL, RETRIEVAL_ORDER
 from rerank_plugins.screening import NOT_SCORED
-from rerank_plugins.settings import LEXICAL, RETRIEVAL_ORDER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -6,8 +6,8 @@ from typing import TYPE_CHECKING
 
 from rerank_plugins.candidates import ALL, Chosen, choose
 from rerank_plugins.jobs import CachedPair
+from rerank_plugins.options import RETRIEVAL_ORDER
 from rerank_plugins.screening import NOT_SCORED
-from rerank_plugins.settings import RETRIEVAL_ORDER
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -4,6 +4,15 @@ from __future__ import annotations
 
 from enum import StrEnum
 
+EMBEDDED = "embedded"
+"""The model that ships with this package: English, no download."""
+
+LEXICAL = "lexical"
+"""Word overlap weighted by background frequencies: any language, no model."""
+
+RETRIEVAL_ORDER = "retrieval_order"
+"""The end of a fallback chain: documents as they were given, best first."""
+
 
 class Backend(StrEnum):
     """What runs the model; ``auto`` follows from its name, its files and what is installed."""

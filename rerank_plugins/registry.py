@@ -13,14 +13,13 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from rerank_plugins.address import Address
-from rerank_plugins.addresses import is_remote
+from rerank_plugins.cache_address import Address
 from rerank_plugins.config import RerankConfig
 from rerank_plugins.engine import Engine
 from rerank_plugins.errors import ClosedError, ConfigError
-from rerank_plugins.options import Backend, Dialect
+from rerank_plugins.options import EMBEDDED, LEXICAL, Backend, Dialect
 from rerank_plugins.scorers import open_scorer
-from rerank_plugins.settings import EMBEDDED, LEXICAL
+from rerank_plugins.server_addresses import is_remote
 from rerank_plugins.tiers.shared import SharedCache
 from rerank_plugins.tiers.store import find_store
 

@@ -12,12 +12,12 @@ from rerank_plugins.cleaning import Cleaner
 from rerank_plugins.config import RerankConfig
 from rerank_plugins.errors import ConfigError
 from rerank_plugins.finishing import ranking_of, scores_of
+from rerank_plugins.options import EMBEDDED
 from rerank_plugins.protocols import AnyScorer, Scorer
 from rerank_plugins.registry import Leases
 from rerank_plugins.reporting import reported_if_refused
 from rerank_plugins.requests import Keep, choice_of, priority_of, rank_call, score_call
 from rerank_plugins.serving import Serving
-from rerank_plugins.settings import EMBEDDED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -94,6 +94,7 @@ class Reranker:
         Raises:
             ModelLoadError, MissingExtraError, ClosedError: it cannot be opened.
         """
+        self._leases.check_open()
         return self._leases.primary.takes_instruction()
 
     @property
@@ -106,6 +107,7 @@ class Reranker:
         Raises:
             ModelLoadError, MissingExtraError, ClosedError: it cannot be opened.
         """
+        self._leases.check_open()
         told = (self._cleaner.identity, self.config.instruction or "")
         return "\n".join((self._leases.primary.scorer().identity, *told))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from rerank_plugins.errors import ConfigError, InputError
-from rerank_plugins.settings import LEXICAL
+from rerank_plugins.options import LEXICAL
 
 if TYPE_CHECKING:
     from collections.abc import Callable

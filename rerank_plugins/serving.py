@@ -12,12 +12,11 @@ from rerank_plugins.attempts import Attempt, attempts
 from rerank_plugins.candidates import ALL
 from rerank_plugins.errors import ClosedError
 from rerank_plugins.given_order import answer_in_given_order
-from rerank_plugins.options import Activation, OnError
+from rerank_plugins.options import LEXICAL, RETRIEVAL_ORDER, Activation, OnError
 from rerank_plugins.reporting import reported
 from rerank_plugins.requests import DeferredTexts, check_timeout
 from rerank_plugins.routing import Router, knows
 from rerank_plugins.screening import chosen_texts, cleaned_texts
-from rerank_plugins.settings import LEXICAL, RETRIEVAL_ORDER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator

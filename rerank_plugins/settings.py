@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic.json_schema import SkipJsonSchema
 
-from rerank_plugins.address import Address, checked_address
-from rerank_plugins.addresses import check_addresses, is_remote
+from rerank_plugins.cache_address import Address, checked_address
 from rerank_plugins.events import Observer
 from rerank_plugins.options import (
-    SCORES_ALONE,
-    WEIGHT_ONLY,
+    EMBEDDED,
+    RETRIEVAL_ORDER,
     Activation,
     Backend,
     Dialect,
@@ -29,6 +27,16 @@ from rerank_plugins.options import (
     WhenFull,
     WindowScore,
 )
+from rerank_plugins.server_addresses import check_addresses, is_remote
+from rerank_plugins.setting_checks import (
+    check_backend,
+    check_precision,
+    check_remote,
+    checked_device,
+    checked_fallback,
+    checked_replicas,
+    listed,
+)
 
 FUNCTION_SETTINGS = frozenset({"normalizer", "language_detector", "text_hook", "observers"})
 """Settings that are functions or objects: no variable and no flag can hold them."""
@@ -36,39 +44,11 @@ FUNCTION_SETTINGS = frozenset({"normalizer", "language_detector", "text_hook", "
 SECRET_SETTINGS = frozenset({"api_key"})
 """Settings that no flag takes and no message shows: other users of a machine can read both."""
 
-EMBEDDED = "embedded"
-"""The model that ships with this package: English, no download."""
-
-LEXICAL = "lexical"
-"""Word overlap weighted by background frequencies: any language, no model."""
-
-RETRIEVAL_ORDER = "retrieval_order"
-"""The end of a fallback chain: documents as they were given, best first."""
-
 LONGEST_TIMEOUT_S = 4_000_000
 """Longest wait in seconds, 46 days: what the locks of every platform can wait for."""
 
-MOST_REPLICAS = 256
-"""Most copies of a model: more than a machine has devices, and few enough to be opened."""
-
 LONGEST_KEPT_S = 315_360_000
 """Longest life of what a shared cache holds, in seconds: ten years."""
-
-_DEVICE = re.compile(r"auto|cpu|mps|cuda(:[0-9]+)?")
-
-
-_NOT_TOGETHER: dict[tuple[Backend, Precision], str] = {
-    (Backend.ONNX, Precision.BF16): 'take "fp32" or "fp16", or leave backend out',
-    (Backend.ONNX, Precision.INT4): 'take "int8", or leave backend out',
-}
-"""Backends with precisions that they cannot compute in, and what to do."""
-
-
-def _hidden(value: object) -> object:
-    """Make an address of what may hold a password, so that no message shows it."""
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    return Address(value) if isinstance(value, str) else value
 
 
 THE_SERVERS = (
@@ -253,9 +233,7 @@ class Settings(BaseModel):
     @field_validator("device")
     @classmethod
     def _device_is_one(cls, value: str) -> str:
-        if not _DEVICE.fullmatch(value):
-            raise ValueError('expected "auto", "cpu", "cuda", "cuda:N" or "mps"')
-        return value
+        return checked_device(value)
 
     @field_validator("shared_cache")
     @classmethod
@@ -287,50 +265,18 @@ class Settings(BaseModel):
 
     @field_validator("replicas", mode="before")
     @classmethod
-    def _replicas_are_written_out(cls, value: object) -> object:
-        if isinstance(value, str):
-            value = int(value) if value.strip().isdecimal() else _words(value)
-        if isinstance(value, int):
-            return value
-        return _listed(value, str, "a whole number, or a list of devices")
-
-    @field_validator("replicas")
-    @classmethod
-    def _replicas_are_some(cls, value: int | Sequence[str]) -> int | Sequence[str]:
-        number = value if isinstance(value, int) else len(value)
-        if not 1 <= number <= MOST_REPLICAS:
-            raise ValueError(f"expected a number from 1 to {MOST_REPLICAS}, or a list of devices")
-        for device in () if isinstance(value, int) else value:
-            if device == "auto" or not _DEVICE.fullmatch(device):
-                raise ValueError('a device of a replica is "cpu", "cuda", "cuda:N" or "mps"')
-        return value
+    def _replicas_are_some(cls, value: object) -> int | tuple[str, ...]:
+        return checked_replicas(value)
 
     @field_validator("fallback", mode="before")
     @classmethod
-    def _fallbacks_are_written_out(cls, value: object) -> object:
-        names = _words(value) if isinstance(value, str) else value
-        return tuple(name.strip() for name in _listed(names, str, "a list of names"))
-
-    @field_validator("fallback")
-    @classmethod
-    def _fallbacks_are_names(cls, value: Sequence[str]) -> Sequence[str]:
-        if not all(value):
-            raise ValueError("a name is blank")
-        if RETRIEVAL_ORDER in value[:-1]:
-            raise ValueError(f"{RETRIEVAL_ORDER!r} always answers, so nothing may stand behind it")
-        if len(set(value)) < len(value):
-            raise ValueError("a name stands twice")
-        for name in value:
-            # A slip would be found only when the model fails, and then looked for on the hub.
-            meant = name.casefold().replace("-", "_")
-            if meant in (EMBEDDED, LEXICAL, RETRIEVAL_ORDER) and meant != name:
-                raise ValueError(f"{name!r} is no model; it is written {meant!r}")
-        return value
+    def _fallbacks_are_names(cls, value: object) -> tuple[str, ...]:
+        return checked_fallback(value)
 
     @field_validator("observers", mode="before")
     @classmethod
     def _observers_are_listed(cls, value: object) -> object:
-        return _listed(value, Observer, "a list of Observer objects, as in [observer]")
+        return listed(value, Observer, "a list of Observer objects, as in [observer]")
 
     @field_validator("instruction")
     @classmethod
@@ -360,69 +306,20 @@ class Settings(BaseModel):
         return dict(value)
 
     @model_validator(mode="after")
-    def _backend_suits_model(self) -> Self:
-        if not self.model.strip():
-            raise ValueError(
-                'model is blank; leave it out for the embedded model, or use "lexical"'
-            )
-        if self.backend is Backend.LEXICAL and self.model not in (EMBEDDED, LEXICAL):
-            raise ValueError(f'backend="lexical" loads no model, but model is {self.model!r}')
-        if self.backend is Backend.ONNX and self.model == LEXICAL:
-            raise ValueError('model="lexical" has no ONNX file; leave backend out')
-        if self.backend is Backend.TORCH and self.model in (EMBEDDED, LEXICAL):
-            raise ValueError(f'model="{self.model}" has no PyTorch weights; leave backend out')
-        if self.backend is Backend.TORCH and self.model.endswith(".onnx"):
-            raise ValueError(f'backend="torch" runs no ONNX file, but model is {self.model!r}')
-        return self
-
-    @model_validator(mode="after")
-    def _remote_suits_model(self) -> Self:
+    def _all_go_together(self) -> Self:
+        check_backend(self.model, self.backend)
         check_addresses([self.model, *self.fallback, *self.language_models.values()])
-        if not is_remote(self.model):
-            if self.backend is Backend.REMOTE:
-                raise ValueError(
-                    'backend="remote" asks a server: model must be its address, such as '
-                    f'"http://localhost:8000", and is {self.model!r}'
-                )
-            return self
-        if self.backend not in (Backend.AUTO, Backend.REMOTE):
-            raise ValueError(f'backend="{self.backend}" runs a model here, but model is an address')
-        for name in THE_SERVERS:
+        check_remote(
+            self.model, self.backend, self.dialect, self.activation, remote_model=self.remote_model
+        )
+        for name in THE_SERVERS if is_remote(self.model) else ():
             if (value := getattr(self, name)) != type(self).model_fields[name].default:
                 raise ValueError(
                     f"{name}: the server decides it, for model is an address; leave out {value!r}"
                 )
-        if self.dialect in SCORES_ALONE and self.activation is Activation.SIGMOID:
-            raise ValueError(
-                f'dialect="{self.dialect}" gives scores and no logits: activation="sigmoid" would '
-                "squash them twice; leave it out"
-            )
-        if self.dialect in SCORES_ALONE and self.remote_model is None:
-            raise ValueError(f'dialect="{self.dialect}" needs remote_model, the model to ask for')
-        return self
-
-    @model_validator(mode="after")
-    def _fallback_is_some(self) -> Self:
+        check_precision(self.model, self.backend, self.precision, self.device)
         if self.on_error is OnError.FALLBACK and not self.fallback:
             raise ValueError('on_error="fallback" needs a fallback; name at least one')
-        return self
-
-    @model_validator(mode="after")
-    def _backend_suits_numbers(self) -> Self:
-        is_file = self.backend is Backend.AUTO and self.model.endswith(".onnx")
-        backend = Backend.ONNX if is_file else self.backend
-        if (backend, self.precision) in _NOT_TOGETHER:
-            other = _NOT_TOGETHER[backend, self.precision]
-            what = f"the ONNX file {self.model!r}" if is_file else f'backend="{backend}"'
-            if is_file:
-                other = "leave it out, or name a folder with PyTorch weights"
-            raise ValueError(f'{what} does not take precision="{self.precision}"; {other}')
-        if self.backend is Backend.ONNX and self.device == "mps":
-            raise ValueError('backend="onnx" does not take device="mps"; leave backend out')
-        if self.precision in WEIGHT_ONLY and self.device == "mps":
-            raise ValueError(
-                f'precision="{self.precision}" does not take device="mps"; leave precision out'
-            )
         return self
 
     def __repr_args__(self) -> Iterator[tuple[str | None, Any]]:
@@ -432,13 +329,11 @@ class Settings(BaseModel):
             yield name, without_reprs(value) if name in FUNCTION_SETTINGS else shown
 
 
-def _listed(value: object, kind: type, expected: str) -> tuple[Any, ...]:
-    """Return the members of a list of *kind*; a set is none, for it has no order."""
-    if isinstance(value, str | bytes) or not isinstance(value, Sequence):
-        raise ValueError(f"expected {expected}")  # noqa: TRY004  pydantic wants it
-    if not all(isinstance(member, kind) for member in value):
-        raise ValueError(f"expected {expected}")
-    return tuple(value)
+def _hidden(value: object) -> object:
+    """Make an address of what may hold a password, so that no message shows it."""
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    return Address(value) if isinstance(value, str) else value
 
 
 def without_reprs(plugin: object) -> object:
@@ -448,7 +343,3 @@ def without_reprs(plugin: object) -> object:
     if plugin is None or isinstance(plugin, str | int | float):
         return plugin
     return str(getattr(plugin, "__qualname__", type(plugin).__qualname__))
-
-
-def _words(value: str) -> tuple[str, ...]:
-    return tuple(filter(None, (part.strip() for part in value.split(","))))

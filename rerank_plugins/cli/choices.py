@@ -4,9 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final
 
-from rerank_plugins.options import Backend
+from rerank_plugins.options import EMBEDDED, LEXICAL, Backend
 from rerank_plugins.scorers.selection import Choice, as_set, settled_backend, unread
-from rerank_plugins.settings import EMBEDDED, LEXICAL
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -9,7 +9,7 @@ from rerank_plugins.cli.output import print_json, print_line, print_note
 from rerank_plugins.cli.settings import add_settings, chosen_config
 from rerank_plugins.cli.table import aligned
 from rerank_plugins.errors import InputError
-from rerank_plugins.settings import EMBEDDED, LEXICAL
+from rerank_plugins.options import EMBEDDED, LEXICAL
 
 if TYPE_CHECKING:
     import argparse

@@ -6,8 +6,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final, TypedDict
 
 from rerank_plugins.errors import RerankError
-from rerank_plugins.options import Backend
-from rerank_plugins.settings import EMBEDDED, LEXICAL
+from rerank_plugins.options import EMBEDDED, LEXICAL, Backend
 
 if TYPE_CHECKING:
     from rerank_plugins.config import RerankConfig

@@ -7,7 +7,7 @@ from typing import Final
 
 from rerank_plugins.cli.output import flush, print_line, print_note
 from rerank_plugins.cli.settings import add_settings, chosen_config
-from rerank_plugins.settings import LEXICAL
+from rerank_plugins.options import LEXICAL
 
 HOST: Final = "127.0.0.1"
 PORT: Final = 7860

@@ -5,9 +5,8 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING
 
-from rerank_plugins.addresses import is_remote
-from rerank_plugins.options import Backend, Precision
-from rerank_plugins.settings import EMBEDDED, LEXICAL
+from rerank_plugins.options import EMBEDDED, LEXICAL, Backend, Precision
+from rerank_plugins.server_addresses import is_remote
 
 if TYPE_CHECKING:
     from rerank_plugins.config import RerankConfig

@@ -27,8 +27,8 @@ from rerank_plugins.models.embedded_model import (
     similarities,
     split_windows,
 )
+from rerank_plugins.options import EMBEDDED
 from rerank_plugins.scorers.runtime import import_onnxruntime, session_options
-from rerank_plugins.settings import EMBEDDED
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, Literal, Self
 
 from rerank_plugins.models.lexical import LexicalQuery, prepare_query, score_terms, to_logit
 from rerank_plugins.models.term_weights import TermWeights
-from rerank_plugins.settings import LEXICAL
+from rerank_plugins.options import LEXICAL
 from rerank_plugins.text.terms import split_terms
 
 if TYPE_CHECKING:

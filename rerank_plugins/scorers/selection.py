@@ -5,10 +5,10 @@ from __future__ import annotations
 import importlib.util
 from typing import TYPE_CHECKING, NamedTuple
 
-from rerank_plugins.addresses import is_remote
 from rerank_plugins.errors import MissingExtraError, ModelLoadError
 from rerank_plugins.models.weights import PYTORCH
 from rerank_plugins.options import Backend, Precision
+from rerank_plugins.server_addresses import is_remote
 
 if TYPE_CHECKING:
     from collections.abc import Collection, Mapping, Sequence

@@ -11,7 +11,7 @@ from rerank_plugins.errors import ConfigError, MissingExtraError
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from rerank_plugins.address import Address
+    from rerank_plugins.cache_address import Address
 
 
 def open_redis(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from functools import partial
 from typing import TYPE_CHECKING, Protocol
 
-from rerank_plugins.address import Address
+from rerank_plugins.cache_address import Address
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence

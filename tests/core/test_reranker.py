@@ -247,10 +247,16 @@ def test_the_cache_can_be_turned_off_and_cleared(open_reranker: Opener) -> None:
     assert scorer.pairs_scored == {("q", "a"): 2}
 
 
-def test_the_identity_is_that_of_the_scorer_that_answers(open_reranker: Opener) -> None:
-    reranker, scorer = open_reranker(FakeScorer(name="mine", max_words=7))
+def test_the_identity_names_the_scorer_its_cleaning_and_its_instruction(open_reranker: Opener) -> None:
+    scorer = FakeScorer(name="mine", max_words=7, instruction="find facts")
+    reranker, _ = open_reranker(scorer)
+    others = [
+        open_reranker(scorer, **settings)[0]
+        for settings in ({"normalizer": None}, {"instruction": "find opinions"})
+    ]
 
-    assert reranker.identity == scorer.identity == "mine@7"
+    assert reranker.identity.startswith(scorer.identity)
+    assert len({reranker.identity, *(other.identity for other in others)}) == 3
     reranker.close()
     with pytest.raises(ClosedError):
         _ = reranker.identity

@@ -15,7 +15,8 @@ import rerank_plugins
 # A module may import modules of the lines above its own.
 LAYERS: tuple[tuple[str, ...], ...] = (
     ("errors",),
-    ("results", "events", "options", "breaker", "address", "addresses"),
+    ("results", "events", "options", "breaker", "cache_address", "server_addresses"),
+    ("setting_checks",),
     ("settings",),
     ("config",),
     ("protocols",),

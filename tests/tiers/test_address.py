@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from rerank_plugins import ConfigError, RerankConfig, Reranker
-from rerank_plugins.address import Address
+from rerank_plugins.cache_address import Address
 from rerank_plugins.langchain import RerankCompressor
 from rerank_plugins.llama_index import RerankPostprocessor
 from rerank_plugins.testing import FakeScorer

@@ -13,7 +13,7 @@ pytest.importorskip("redis", reason="the extra redis is not installed")
 import redis
 
 from rerank_plugins import Reranker
-from rerank_plugins.address import Address
+from rerank_plugins.cache_address import Address
 from rerank_plugins.testing import FakeScorer
 from rerank_plugins.tiers.redis_store import open_redis
 from tests.tiers.redis_server import BINARY, RedisServer

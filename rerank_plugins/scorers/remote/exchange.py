@@ -9,10 +9,10 @@ import time
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any, Final
 
-from rerank_plugins.addresses import is_loopback
 from rerank_plugins.errors import MissingExtraError, first_line
 from rerank_plugins.scorers.remote.answers import read_json
 from rerank_plugins.scorers.remote.failures import Failure, Kind, kind_of, retry_after_s, said
+from rerank_plugins.server_addresses import is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

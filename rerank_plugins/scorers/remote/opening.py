@@ -7,13 +7,13 @@ import logging
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from rerank_plugins.addresses import addresses_of, is_loopback
 from rerank_plugins.errors import ConfigError, ModelLoadError
 from rerank_plugins.scorers.remote.exchange import Exchange
 from rerank_plugins.scorers.remote.failures import Failure, Kind
 from rerank_plugins.scorers.remote.health import MOST_STRIKES, Fleet
 from rerank_plugins.scorers.remote.identity import identify
 from rerank_plugins.scorers.remote.scorer import RemoteScorer
+from rerank_plugins.server_addresses import addresses_of, is_loopback
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
