@@ -234,7 +234,7 @@ class Engine:
             batches=done.batches,
             tokens_scored=done.tokens_scored,
             tokens_padded=done.tokens_padded,
-            tokens_waiting=opened.tokens_waiting if opened is not None else 0,
+            tokens_waiting=opened.queue.tokens if opened is not None else 0,
             out_of_memory=done.out_of_memory,
             workers_replaced=done.workers_replaced,
             replicas=len(budgets),

@@ -45,6 +45,7 @@ class Submission:
         scorer = dispatcher.scorer
         encode, told = _told(scorer, instruction)
         self._dispatcher = dispatcher
+        self._queue = dispatcher.queue
         self._cache = cache
         self._shared = shared
         self._job = job
@@ -67,10 +68,10 @@ class Submission:
             keys = self._keys(chunk)
             known = self._known(keys)
             turn: Turn | None = None
-            if self._dispatcher.crowded and not self._cache.covers(keys, known):
+            if self._queue.crowded and not self._cache.covers(keys, known):
                 if when_full is WhenFull.RAISE and not job.begun:
-                    self._dispatcher.refuse_if_crowded()
-                elif turn := self._dispatcher.turn_for(job):
+                    self._queue.refuse_if_crowded()
+                elif turn := self._queue.turn_for(job):
                     job.work(None)
                     yield turn.come
                     job.work("look_up")
@@ -82,7 +83,7 @@ class Submission:
                 self._fill(keys, chunk, known)
             finally:
                 if turn is not None:
-                    self._dispatcher.leave(turn)
+                    self._queue.leave(turn)
             job.work("clean")
 
     def add(self, chunk: Sequence[tuple[int, str]], *, errand_of: int) -> None:
@@ -110,13 +111,13 @@ class Submission:
         tickets = self._cache.claim(job, keys, [place for place, _ in chunk], known)
         try:
             if job.priority is Priority.INTERACTIVE and (promoted := self._cache.promote(keys)):
-                self._dispatcher.promote(promoted)
+                self._queue.promote(promoted)
             if tickets:
                 job.work("encode")
                 texts = [chunk[i][1] for i in tickets]
                 pieces = self._encoded(texts, list(tickets.values()))
                 job.note_tokens(pieces)
-                self._queue(pieces, errand_of)
+                self._hand_in(pieces, errand_of)
         except BaseException as exc:
             # Ctrl-C comes anywhere, and others may wait for these tickets.
             self._cache.fail(tickets.values(), partial(_queueing_error, cause=exc))
@@ -150,7 +151,7 @@ class Submission:
             for piece in self._encoded([text], [ticket])
         ]
 
-    def _queue(self, pieces: Sequence[Piece], errand_of: int | None) -> None:
+    def _hand_in(self, pieces: Sequence[Piece], errand_of: int | None) -> None:
         """Queue encoded tickets; where that cannot be done, they fail."""
         try:
             self._dispatcher.submit(pieces, errand_of=errand_of)

@@ -177,7 +177,7 @@ def test_only_the_pair_that_kills_workers_fails_and_not_its_batch(open_reranker:
     deadly, innocent = Job(1), Job(8)
     dispatcher = engine._opened()[1]
     # Nobody takes a batch meanwhile: all of it is one.
-    with dispatcher._changed:
+    with dispatcher.queue.changed:
         engine.submit(innocent, "w1", enumerate(DOCUMENTS[:8]))
         engine.submit(deadly, "w1", iter([(0, "deadly")]))
     with pytest.raises(ScoringError, match="SystemExit"):
@@ -289,7 +289,7 @@ def test_a_fault_of_our_own_fails_what_waits_and_heals(
     def broken(_: int) -> list[Any]:
         raise ArithmeticError("a bug")
 
-    monkeypatch.setattr(dispatcher._waiting, "take_batch", broken)
+    monkeypatch.setattr(dispatcher.queue.waiting, "take_batch", broken)
     with pytest.raises(ScoringError, match="a bug"):
         ask(engine, "w1")
     assert ask(engine, "w1") == [1.0]

@@ -158,7 +158,7 @@ async def test_an_idle_worker_starts_at_once_however_long_it_may_wait() -> None:
 
 
 def _sleeps(reranker: Reranker) -> bool:
-    return bool(reranker._leases.primary._opened()[1]._changed._waiters)  # type: ignore[attr-defined]
+    return bool(reranker._leases.primary._opened()[1].queue.changed._waiters)  # type: ignore[attr-defined]
 
 
 async def test_closing_does_not_wait_for_a_batch_to_fill(scorer: Gated, no_leaks: None) -> None:
@@ -186,7 +186,7 @@ async def test_new_requests_wait_for_room_where_they_are_told_to(scorer: Gated) 
 
 
 def _line(reranker: Reranker) -> Any:
-    return reranker._leases.primary._opened()[1]._line
+    return reranker._leases.primary._opened()[1].queue.line
 
 
 async def test_callers_who_wait_for_room_keep_no_thread_from_cached_requests(

@@ -110,14 +110,14 @@ def test_an_engine_that_its_own_worker_collects_ends(no_leaks: None) -> None:
     engine = held[0]._leases.primary
     dispatcher = engine._open
     assert dispatcher is not None
-    wait = dispatcher._changed.wait
+    wait = dispatcher.queue.changed.wait
 
     def collect_first(timeout: float | None = None) -> bool:
         held.clear()
         gc.collect()
         return wait(timeout)
 
-    dispatcher._changed.wait = collect_first  # type: ignore[method-assign]
+    dispatcher.queue.changed.wait = collect_first  # type: ignore[method-assign]
     job = Job(1)
     engine.submit(job, "q", iter([(0, "b")]))
     job.future.result(20)
@@ -241,7 +241,7 @@ def test_a_loop_that_stands_still_holds_nobody_up_in_the_line_for_room(no_leaks:
         async def stand_still() -> None:
             tasks = [asyncio.create_task(reranker.arank("q", [f"d{i}"])) for i in range(12)]
             # More than are let in at a time; some have come through before the queue was full.
-            while len(dispatcher._line) <= INVITED_TURNS:
+            while len(dispatcher.queue.line) <= INVITED_TURNS:
                 await asyncio.sleep(0.001)
             standing.set()
             assert go_on.wait(30)

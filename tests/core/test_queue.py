@@ -163,4 +163,4 @@ async def test_closing_leaves_no_tokens(scorer: Gated) -> None:
     await closing
     await asyncio.gather(first, return_exceptions=True)
 
-    assert opened[1].tokens_waiting == 0
+    assert opened[1].queue.tokens == 0

@@ -247,7 +247,9 @@ def test_the_cache_can_be_turned_off_and_cleared(open_reranker: Opener) -> None:
     assert scorer.pairs_scored == {("q", "a"): 2}
 
 
-def test_the_identity_names_the_scorer_its_cleaning_and_its_instruction(open_reranker: Opener) -> None:
+def test_the_identity_names_the_scorer_its_cleaning_and_its_instruction(
+    open_reranker: Opener,
+) -> None:
     scorer = FakeScorer(name="mine", max_words=7, instruction="find facts")
     reranker, _ = open_reranker(scorer)
     others = [

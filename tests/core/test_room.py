@@ -59,17 +59,17 @@ def test_the_queue_is_crowded_as_long_as_somebody_waits_for_room() -> None:
     dispatcher = Dispatcher(
         [FakeScorer()], [Home("fake")], cache, watch, batch_tokens=1, queue_tokens=9
     )
-    assert not dispatcher.crowded
-    turn = joined(dispatcher._line)
+    assert not dispatcher.queue.crowded
+    turn = joined(dispatcher.queue.line)
     # A known pace, and nothing that runs: the wait comes out as 0.
     dispatcher._replicas[0].pace.note(1000, 1.0)
 
-    assert dispatcher.crowded
+    assert dispatcher.queue.crowded
     with pytest.raises(QueueFullError, match="other requests wait for room in the queue") as full:
-        dispatcher.refuse_if_crowded()
+        dispatcher.queue.refuse_if_crowded()
     assert full.value.retry_after_s >= SOONEST_S
-    dispatcher.leave(turn)
-    assert not dispatcher.crowded
+    dispatcher.queue.leave(turn)
+    assert not dispatcher.queue.crowded
     dispatcher.close()
 
 
@@ -78,7 +78,7 @@ def test_ctrl_c_on_the_way_into_the_line_leaves_nobody_in_it() -> None:
     watch = BatchWatch(Audience(), "fake", cache)
     home = Home("fake")
     dispatcher = Dispatcher([FakeScorer()], [home], cache, watch, batch_tokens=1, queue_tokens=9)
-    before = joined(dispatcher._line)
+    before = joined(dispatcher.queue.line)
 
     class Interrupted(Future[None]):
         def add_done_callback(self, fn: object) -> None:
@@ -87,10 +87,10 @@ def test_ctrl_c_on_the_way_into_the_line_leaves_nobody_in_it() -> None:
     job = Job(1)
     job.future = Interrupted()
     with pytest.raises(KeyboardInterrupt):
-        dispatcher.turn_for(job)
-    dispatcher.leave(before)
+        dispatcher.queue.turn_for(job)
+    dispatcher.queue.leave(before)
 
-    assert len(dispatcher._line) == 0
+    assert len(dispatcher.queue.line) == 0
     dispatcher.close()
 
 

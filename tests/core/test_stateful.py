@@ -256,7 +256,7 @@ class Callers(RuleBasedStateMachine):
         assert not any(ask.live for ask in self.asks)
         # Who does not wait for the closing may be back before the worker has ended.
         _until(lambda: self.scorer.closed)
-        assert dispatcher.tokens_waiting == 0
+        assert dispatcher.queue.tokens == 0
         assert self.engine._cache._tickets == {}
         self._open_afresh()
 

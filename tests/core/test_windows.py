@@ -165,7 +165,7 @@ async def test_a_pair_that_is_asked_for_again_outlives_the_windows_of_one_that_w
     # As where a batch is formed that holds some of its windows.
     engine = reranker._leases.primary
     dispatcher = engine._opened()[1]
-    ticket = next(iter(dispatcher._waiting)).ticket
+    ticket = next(iter(dispatcher.queue.waiting)).ticket
     assert engine._cache.drop_unwanted([ticket]) == {id(ticket)}
     again = asyncio.create_task(reranker.arank("q", ["1 2 9 3 4"]))
     await _until(lambda: reranker.stats()["fake"].tokens_waiting == 10)

@@ -28,6 +28,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("cleaning", "finishing", "waiting", "watching", "room", "home"),
     ("scoring",),
     ("replica",),
+    ("queueing",),
     ("dispatcher",),
     ("scorers", "opening", "tiers"),
     ("submission",),

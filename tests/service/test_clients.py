@@ -133,6 +133,9 @@ def test_langchain_jina(serve: Serve, monkeypatch: pytest.MonkeyPatch, prefix: s
         wrong.compress_documents(documents, QUERY)
     with pytest.raises(RuntimeError, match="query: blank"):
         rerank.compress_documents(documents, " ")
+    # Nobody else does, and what is left open is an error of the tests.
+    rerank.session.close()
+    wrong.session.close()
 
 
 @pytest.mark.parametrize("prefix", ["", "/infinity"])
@@ -142,9 +145,11 @@ def test_langchain_infinity(client: httpx.Client, prefix: str) -> None:
     from langchain_core.documents import Document
 
     documents = [Document(page_content=text) for text in DOCUMENTS]
-    rerank = module.InfinityRerank(client=sdk.Client(base_url=_url(client, prefix)), top_n=2)
+    sdk_client = sdk.Client(base_url=_url(client, prefix))
+    rerank = module.InfinityRerank(client=sdk_client, top_n=2)
 
     found = rerank.compress_documents(documents, QUERY)
+    sdk_client.get_httpx_client().close()
 
     assert [document.page_content for document in found] == [DOCUMENTS[1], DOCUMENTS[2]]
 
