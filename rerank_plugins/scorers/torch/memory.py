@@ -141,7 +141,8 @@ def estimate(
     * attention weights, heads x tokens x longest, where they are kept: in plain matrix products
       (pairs of up to `LONGEST_BY_PRODUCTS` tokens), and in architectures that run padded; of a
       language model those of a step of queries, twice, and keys and values once more for as many
-      pairs as see their prefix in one call, and of the prefix that is kept;
+      pairs as see their prefix in one call, beside what else is alive by then (on a CPU; on a GPU,
+      beside all), and of the prefix that is kept;
     * the largest weight twice more, widened and then reordered for its product.
     """
     size = BYTES[precision.arithmetic]
@@ -150,14 +151,17 @@ def estimate(
     at_a_time = min(1.0, ROWS_AT_A_TIME / row) if device == "cpu" and shape.by_rows else 1.0
     repeats = not _by_products(precision, device)
     numbers = shape.numbers_a_token(size, at_a_time, repeats=repeats)
-    a_token = numbers * size + 4 * 8 + 4 * 4 * shape.head
+    places = 4 * 8 + 4 * 4 * shape.head
+    a_token = numbers * size + places
     activations = row * a_token
     if device != "cuda" and shape.windowed:
         activations += MASK_BYTES * longest**2
     kept = 0
     if shares_prefixes(config):
         kept = KEPT_BYTES if device == "cpu" else 0
-        activations += _causal_attention_bytes(shape, size, row, longest, device)
+        beside = _causal_attention_bytes(shape, size, row, longest, device)
+        attending = row * (shape.attending * size + places) + beside
+        activations = activations + beside if device == "cuda" else max(activations, attending)
     # Longer pairs keep no weights, so the batch that does may be another one.
     length, weights = _attention_weights(config, shape, precision, longest, device)
     activations = max(activations, max(tokens, length) * (a_token + weights * size))
@@ -241,6 +245,11 @@ class _Shape:
             by_rows=layout is not None and layout.mlp is not None,
             windowed=bool(_first(config, "local_attention")),
         )
+
+    @property
+    def attending(self) -> int:
+        """Numbers that are alive for a token while it attends: no longer what is rotated since."""
+        return 2 * self.hidden + 3 * self.heads * self.head + 2 * self.key_heads * self.head
 
     def numbers_a_token(self, size: int, at_a_time: float = 1.0, *, repeats: bool = True) -> float:
         """Return how many numbers of *size* bytes are alive for a token, where that is most.
