@@ -180,20 +180,27 @@ def ours(model: str) -> Iterator[str]:
         yield line.split(" on ")[1].strip()
 
 
+INFINITY_PROGRAM = """
+import sys, uvicorn
+from infinity_emb import EngineArgs
+from infinity_emb.infinity_server import create_server
+engine = EngineArgs(
+    model_name_or_path=sys.argv[1], engine="torch", device="cpu", dtype="float32",
+    model_warmup=False, bettertransformer=False,
+)
+app = create_server(engine_args_list=[engine], url_prefix="/infinity")
+uvicorn.run(app, host="127.0.0.1", port=int(sys.argv[2]), log_level="error", access_log=False)
+"""
+
+
 @contextmanager
 def infinity(model: str, python: str) -> Iterator[str]:
-    """Run infinity-emb's server, as it sets itself but for the precision; gives its URL."""
+    """Run infinity-emb's server, its engine set as in `subjects`; gives its URL."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
-    command = (
-        f"v2 --model-id {model} --engine torch --device cpu --dtype float32 --host 127.0.0.1 "
-        f"--port {port} --no-bettertransformer --no-model-warmup --url-prefix /infinity"
-    )
-    program = str(Path(python).with_name("infinity_emb"))
-    with _server([program, *command.split()], PYTHONPATH=""):
-        url = f"http://127.0.0.1:{port}"
+    with _server([python, "-c", INFINITY_PROGRAM, model, str(port)], PYTHONPATH=""):
         _wait_for(port)
-        yield url
+        yield f"http://127.0.0.1:{port}"
 
 
 @contextmanager
