@@ -48,8 +48,8 @@ def listen(host: str, port: int) -> socket.socket:
         except BaseException:
             found.close()
             raise
-    except OSError as exc:
-        reason = exc.strerror or exc
+    except (OSError, UnicodeError) as exc:
+        reason = getattr(exc, "strerror", None) or exc
         raise ConfigError(f"--host, --port: cannot listen on {host}:{port}: {reason}") from None
     return found
 

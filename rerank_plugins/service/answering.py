@@ -46,7 +46,7 @@ async def answer(
     access = access_of(request.scope)
     dialect = endpoints[0].dialect
     try:
-        sent = json_object(await read_body(request, service.settings))
+        sent = json_object(await read_body(request, service))
         endpoint = endpoint_of(endpoints, sent)
         dialect, access.dialect = endpoint.dialect, endpoint.dialect.name
         asks = asks_of(sent, endpoint, service.settings)
@@ -59,7 +59,8 @@ async def answer(
         access.scorer = _scorer(rankings[0], access.model, reranker)
         access.tokens = answered.tokens
         return Response(
-            to_json(endpoint.answer(answered)),
+            # JSON has no infinity: a field 1e999 of a document would come back as one.
+            to_json(endpoint.answer(answered), inf_nan_mode="null"),
             media_type="application/json",
             headers={SCORER_HEADER: quote(access.scorer, safe="/:@ ")},
         )

@@ -187,7 +187,8 @@ def test_keys_come_from_a_variable_and_a_file(
     served: list[dict[str, object]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "keys"
-    file.write_text("three\n\n four \n")
+    # As Windows' editor writes it.
+    file.write_text("three\n\n four \n", encoding="utf-8-sig")
     monkeypatch.setenv("RERANK_PLUGINS_SERVICE_API_KEYS", "one, two")
 
     assert _serve("--api-key-file", str(file)) == 0
@@ -223,6 +224,7 @@ def test_flags_may_stand_before_models(served: list[dict[str, object]]) -> None:
         (("--api-key-file", "/nowhere/keys"), "--api-key-file: cannot read /nowhere/keys"),
         (("--host", "203.0.113.7"), "cannot listen on 203.0.113.7:0"),
         (("--host", "no such host"), "cannot listen on no such host:0"),
+        (("--host", "a" * 80), "cannot listen on aaa"),
     ],
 )
 def test_what_cannot_be_served_is_told_before_anything_is_loaded(
