@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _LOGGER: Final = logging.getLogger("rerank_plugins.service")
+_AT_A_TIME: Final = 128
+"""Rankings of one request that are begun at a time: between them, others have their turn."""
 SCORER_HEADER: Final = "x-scorer"
 """Header of an answer that names who scored: another than the model where it fell back."""
 
@@ -110,10 +112,20 @@ def _shorter(one: float | None, other: float | None) -> float | None:
 async def _rank_all(
     reranker: Reranker, asks: Sequence[Ask], timeout_s: float | None
 ) -> list[Ranking]:
-    """Answer all that is asked for, at the same time where it is more than one."""
+    """Answer all that is asked for, many at the same time where it is more than one."""
     if len(asks) == 1:
         return [await _rank(reranker, asks[0], timeout_s)]
-    tasks = [asyncio.ensure_future(_rank(reranker, ask, timeout_s)) for ask in asks]
+    room, started = asyncio.Semaphore(_AT_A_TIME), time.monotonic()
+
+    async def ranked(ask: Ask) -> Ranking:
+        async with room:
+            left = timeout_s
+            if left is not None:
+                # The last ones have what the first ones left of it.
+                left = max(1e-6, left - (time.monotonic() - started))
+            return await _rank(reranker, ask, left)
+
+    tasks = [asyncio.ensure_future(ranked(ask)) for ask in asks]
     try:
         return await asyncio.gather(*tasks)
     finally:

@@ -259,6 +259,29 @@ def test_a_full_queue_and_a_deadline_are_told(serve: Serve) -> None:
     assert int(answers[1].headers["retry-after"]) >= 1
 
 
+def test_many_rankings_of_one_request_do_not_fill_the_queue(serve: Serve) -> None:
+    gate = Gate()
+    client = serve(FakeScorer(gate), {"queue_tokens": 1000, "cache_entries": 0})
+    places = range(2000)
+    pairs = {
+        "text_1": [f"query {place}" for place in places],
+        "text_2": [f"document {place}" for place in places],
+    }
+    gate.shut()
+    with ThreadPoolExecutor(1) as threads:
+        try:
+            asked = threads.submit(client.post, "/score", json=pairs)
+            # Were all of them begun at once, it would be refused by now.
+            wait([asked], 1)
+        finally:
+            gate.open.set()
+        answer = asked.result(60)
+
+    assert (answer.status_code, len(answer.json().get("data", ()))) == (200, 2000)
+    late = client.post("/score", json=pairs, headers={"x-timeout-s": "0.01"})
+    assert late.status_code == 504
+
+
 def test_a_client_may_wait_less_than_the_service_would_but_not_longer(serve: Serve) -> None:
     gate = Gate()
     client = serve(FakeScorer(gate), {"timeout_s": 0.2})

@@ -216,6 +216,14 @@ def test_flags_may_stand_before_models(served: list[dict[str, object]]) -> None:
     assert served[1]["models"] == ["mine"]
 
 
+def test_the_address_of_a_server_behind_is_no_name_that_clients_see(
+    served: list[dict[str, object]],
+) -> None:
+    assert _serve("http://10.0.0.7:8000", "mine=http://10.0.0.8:8000") == 0
+
+    assert served[0]["models"] == ["remote", "mine"]
+
+
 @pytest.mark.parametrize(
     ("argv", "complaint"),
     [
