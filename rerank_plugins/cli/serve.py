@@ -69,7 +69,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         type=_count,
         default=int(ServiceSettings().body_timeout_s),
         metavar="N",
-        help="seconds in which a request must have come (60)",
+        help="seconds in which the body of a request must have come (60)",
     )
     parser.add_argument(
         "--drain-s",

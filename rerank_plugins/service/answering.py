@@ -18,7 +18,7 @@ from rerank_plugins.service.access import CLIENT_GONE, access_of
 from rerank_plugins.service.asking import Answer
 from rerank_plugins.service.dialects.paths import endpoint_of
 from rerank_plugins.service.models import public_name
-from rerank_plugins.service.problems import Kind, Problem, RefusedError, problem_of
+from rerank_plugins.service.problems import Kind, Problem, RefusedError, closing, problem_of
 from rerank_plugins.service.reading import asks_of, json_object, read_body, timeout_of
 
 if TYPE_CHECKING:
@@ -69,6 +69,12 @@ async def answer(
     except (ClientDisconnect, _GoneError):
         access.error = "client_gone"
         return Response(status_code=CLIENT_GONE)
+    except asyncio.CancelledError:
+        if not service.draining:
+            raise
+        # The server stopped waiting for it: its client is told, and no traceback is logged.
+        access.error = "given_up"
+        return refusal(dialect, closing())
     except Exception as exc:  # noqa: BLE001  every error has an answer in the client's dialect
         access.error = type(exc).__name__
         problem = problem_of(exc)

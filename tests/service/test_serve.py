@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 
 from rerank_plugins.cli import main
 from rerank_plugins.cli.server import DrainingServer
+from rerank_plugins.errors import ConfigError
 from rerank_plugins.events import Observer
 from rerank_plugins.reranker import Reranker
 from rerank_plugins.service.app import create_app
@@ -134,6 +135,18 @@ def test_a_signal_refuses_new_requests_at_once_and_a_second_interrupt_ends_the_r
     assert server.force_exit
 
 
+def test_an_address_that_was_taken_meanwhile_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def taken(*_: object) -> None:
+        raise OSError(98, "Address already in use")
+
+    monkeypatch.setattr(uvicorn.Server, "startup", taken)
+    app = create_app({"fake": Reranker(FakeScorer())}, registry=CollectorRegistry())
+    server = DrainingServer(uvicorn.Config(app, log_config=None), app.state.service, "http://x")
+
+    with pytest.raises(ConfigError, match="cannot listen on http://x: Address already in use"):
+        server.run()
+
+
 @pytest.mark.slow
 def test_a_request_that_does_not_end_is_given_up_after_the_drain(tmp_path: Path) -> None:
     with process("m", "--drain-s", "1") as (running, url, _):
@@ -143,8 +156,13 @@ def test_a_request_that_does_not_end_is_given_up_after_the_drain(tmp_path: Path)
             while "in_flight 2.0" not in httpx.get(f"{url}/metrics").text:
                 pass
             running.terminate()
-            running.communicate(timeout=60)
+            _, log = running.communicate(timeout=60)
+            sock.settimeout(60)
+            answer = sock.recv(4096)
     assert running.returncode == 0
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert "status=503" in log
+    assert "Traceback" not in log
 
 
 def test_models_are_served_by_name_and_one_by_its_own(tmp_path: Path) -> None:
