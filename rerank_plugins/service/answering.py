@@ -61,7 +61,7 @@ async def answer(
         access.scorer = _scorer(rankings[0], access.model, reranker)
         access.tokens = answered.tokens
         return Response(
-            # JSON has no infinity: a field 1e999 of a document would come back as one.
+            # A field 1e999 of a document would come back as Infinity, which is no JSON.
             to_json(endpoint.answer(answered), inf_nan_mode="null"),
             media_type="application/json",
             headers={SCORER_HEADER: quote(access.scorer, safe="/:@ ")},
@@ -72,8 +72,7 @@ async def answer(
     except asyncio.CancelledError:
         if not service.draining:
             raise
-        # The server stopped waiting for it: its client is told, and no traceback is logged.
-        access.error = "given_up"
+        access.error = "given_up"  # The server waits no longer; its client is told.
         return refusal(dialect, closing())
     except Exception as exc:  # noqa: BLE001  every error has an answer in the client's dialect
         access.error = type(exc).__name__
