@@ -69,7 +69,7 @@ def add_parser(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> No
         type=_count,
         default=int(ServiceSettings().body_timeout_s),
         metavar="N",
-        help="seconds in which a request must have come (60)",
+        help="seconds in which the body of a request must have come (60)",
     )
     parser.add_argument(
         "--drain-s",
@@ -90,6 +90,11 @@ def _add_limits(parser: argparse.ArgumentParser) -> None:
         ("--max-documents", default.max_documents, "documents of a request"),
         ("--max-characters", default.max_characters, "characters of a document or query"),
         ("--max-body-mb", default.max_body_bytes // MEGABYTE, "megabytes of a request"),
+        (
+            "--max-bodies-mb",
+            default.max_bodies_bytes // MEGABYTE,
+            "megabytes of all requests at a time",
+        ),
         ("--max-requests", default.max_requests, "requests that are answered at a time"),
     ):
         parser.add_argument(
@@ -152,7 +157,7 @@ def _settings(args: argparse.Namespace) -> ServiceSettings:
     keys = [*service_api_keys()]
     if args.api_key_file is not None:
         try:
-            lines = args.api_key_file.read_text(encoding="utf-8").splitlines()
+            lines = args.api_key_file.read_text(encoding="utf-8-sig").splitlines()
         except (OSError, UnicodeDecodeError) as exc:
             raise ConfigError(f"--api-key-file: cannot read {args.api_key_file}: {exc}") from None
         found = [line.strip() for line in lines if line.strip()]
@@ -164,6 +169,7 @@ def _settings(args: argparse.Namespace) -> ServiceSettings:
         max_documents=args.max_documents,
         max_characters=args.max_characters,
         max_body_bytes=args.max_body_mb * MEGABYTE,
+        max_bodies_bytes=args.max_bodies_mb * MEGABYTE,
         max_requests=args.max_requests,
         body_timeout_s=args.body_timeout_s,
         strict_models=args.strict_models,

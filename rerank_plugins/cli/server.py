@@ -48,8 +48,8 @@ def listen(host: str, port: int) -> socket.socket:
         except BaseException:
             found.close()
             raise
-    except OSError as exc:
-        reason = exc.strerror or exc
+    except (OSError, UnicodeError) as exc:
+        reason = getattr(exc, "strerror", None) or exc
         raise ConfigError(f"--host, --port: cannot listen on {host}:{port}: {reason}") from None
     return found
 
@@ -94,7 +94,12 @@ class DrainingServer(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         """Say where it listens, once it does."""
-        await super().startup(sockets)
+        try:
+            await super().startup(sockets)
+        except OSError as exc:
+            # Another process took the address while models were loaded: only one can listen.
+            reason = exc.strerror or exc
+            raise ConfigError(f"--port: cannot listen on {self._where}: {reason}") from None
         if self.started:
             print_line(f"serving {', '.join(self._service.models)} on {self._where}")
             flush()

@@ -34,6 +34,7 @@ class Access:
     status: int = 0
     model: str = ""
     scorer: str = ""
+    body_bytes: int = 0
     documents: int = 0
     tokens: int = 0
     error: str = ""

@@ -18,7 +18,7 @@ from rerank_plugins.service.access import CLIENT_GONE, access_of
 from rerank_plugins.service.asking import Answer
 from rerank_plugins.service.dialects.paths import endpoint_of
 from rerank_plugins.service.models import public_name
-from rerank_plugins.service.problems import Kind, Problem, RefusedError, problem_of
+from rerank_plugins.service.problems import Kind, Problem, RefusedError, closing, problem_of
 from rerank_plugins.service.reading import asks_of, json_object, read_body, timeout_of
 
 if TYPE_CHECKING:
@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 _LOGGER: Final = logging.getLogger("rerank_plugins.service")
+_AT_A_TIME: Final = 128
+"""Rankings of one request that are begun at a time: between them, others have their turn."""
 SCORER_HEADER: Final = "x-scorer"
 """Header of an answer that names who scored: another than the model where it fell back."""
 
@@ -46,7 +48,7 @@ async def answer(
     access = access_of(request.scope)
     dialect = endpoints[0].dialect
     try:
-        sent = json_object(await read_body(request, service.settings))
+        sent = json_object(await read_body(request, service))
         endpoint = endpoint_of(endpoints, sent)
         dialect, access.dialect = endpoint.dialect, endpoint.dialect.name
         asks = asks_of(sent, endpoint, service.settings)
@@ -59,13 +61,19 @@ async def answer(
         access.scorer = _scorer(rankings[0], access.model, reranker)
         access.tokens = answered.tokens
         return Response(
-            to_json(endpoint.answer(answered)),
+            # A field 1e999 of a document would come back as Infinity, which is no JSON.
+            to_json(endpoint.answer(answered), inf_nan_mode="null"),
             media_type="application/json",
             headers={SCORER_HEADER: quote(access.scorer, safe="/:@ ")},
         )
     except (ClientDisconnect, _GoneError):
         access.error = "client_gone"
         return Response(status_code=CLIENT_GONE)
+    except asyncio.CancelledError:
+        if not service.draining:
+            raise
+        access.error = "given_up"  # The server waits no longer; its client is told.
+        return refusal(dialect, closing())
     except Exception as exc:  # noqa: BLE001  every error has an answer in the client's dialect
         access.error = type(exc).__name__
         problem = problem_of(exc)
@@ -109,10 +117,20 @@ def _shorter(one: float | None, other: float | None) -> float | None:
 async def _rank_all(
     reranker: Reranker, asks: Sequence[Ask], timeout_s: float | None
 ) -> list[Ranking]:
-    """Answer all that is asked for, at the same time where it is more than one."""
+    """Answer all that is asked for, many at the same time where it is more than one."""
     if len(asks) == 1:
         return [await _rank(reranker, asks[0], timeout_s)]
-    tasks = [asyncio.ensure_future(_rank(reranker, ask, timeout_s)) for ask in asks]
+    room, started = asyncio.Semaphore(_AT_A_TIME), time.monotonic()
+
+    async def ranked(ask: Ask) -> Ranking:
+        async with room:
+            left = timeout_s
+            if left is not None:
+                # The last ones have what the first ones left of it.
+                left = max(1e-6, left - (time.monotonic() - started))
+            return await _rank(reranker, ask, left)
+
+    tasks = [asyncio.ensure_future(ranked(ask)) for ask in asks]
     try:
         return await asyncio.gather(*tasks)
     finally:

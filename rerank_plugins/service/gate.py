@@ -91,6 +91,7 @@ class Gate:
             await self._app(scope, receive, send)
         finally:
             service.in_flight -= 1
+            service.body_bytes -= access.body_bytes
 
     def _refused(self, scope: Scope, path: str) -> Problem | None:
         service = self._service

@@ -18,7 +18,9 @@ PLACEHOLDERS: Final = frozenset({"", "default", "default/not-specified"})
 
 
 def public_name(model: str) -> str:
-    """Return a model's name without its folder: clients need not know where it lies."""
+    """Return a model's name without folder or address: clients need not know where it lies."""
+    if "://" in model:
+        return "remote"
     path = Path(model)
     return path.resolve().name if path.is_absolute() or path.exists() else model
 

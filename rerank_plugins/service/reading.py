@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any, Final
 from pydantic import ValidationError
 from pydantic_core import from_json
 
-from rerank_plugins.service.problems import Kind, RefusedError
+from rerank_plugins.service.access import access_of
+from rerank_plugins.service.problems import Kind, RefusedError, retry_after
 from rerank_plugins.settings import LONGEST_TIMEOUT_S
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from rerank_plugins.service.asking import Ask
     from rerank_plugins.service.dialects.dialect import AnyEndpoint
     from rerank_plugins.service.settings import ServiceSettings
+    from rerank_plugins.service.state import Service
 
 TIMEOUT_HEADER: Final = "x-timeout-s"
 """Header in which a client says how many seconds it will wait."""
@@ -31,37 +33,52 @@ _SHOWN: Final = 3
 """Complaints of one request that are named."""
 
 
-async def read_body(request: Request, settings: ServiceSettings) -> bytes:
-    """Return the body, counted as it comes.
+async def read_body(request: Request, service: Service) -> bytearray:
+    """Return the body, counted as it comes; it counts until its request is answered.
 
     Raises:
-        RefusedError: it is too long, or does not come in time.
+        RefusedError: it is too long, compressed, does not come in time, or others fill the room.
     """
+    timeout_s = service.settings.body_timeout_s
     try:
-        async with asyncio.timeout(settings.body_timeout_s):
-            return await _read(request, settings.max_body_bytes)
+        async with asyncio.timeout(timeout_s):
+            return await _read(request, service)
     except TimeoutError:
         raise RefusedError(
             Kind.SLOW,
-            f"the body did not come within {settings.body_timeout_s:g} seconds",
+            f"the body did not come within {timeout_s:g} seconds",
             headers={"connection": "close"},
         ) from None
 
 
-async def _read(request: Request, limit: int) -> bytes:
+async def _read(request: Request, service: Service) -> bytearray:
+    limit, room = service.settings.max_body_bytes, service.settings.max_bodies_bytes
+    encoding = request.headers.get("content-encoding", "identity")
+    if encoding.strip().lower() not in ("", "identity"):
+        raise RefusedError(
+            Kind.MALFORMED, "content-encoding: compressed bodies are not taken; send plain JSON"
+        )
     too_large = RefusedError(Kind.TOO_LARGE, f"the body is longer than {limit} bytes")
     declared = request.headers.get("content-length", "")
     if declared.isdecimal() and int(declared) > limit:
         raise too_large
-    body = bytearray()
+    body, access = bytearray(), access_of(request.scope)
     async for chunk in request.stream():
         body += chunk
+        access.body_bytes += len(chunk)
+        service.body_bytes += len(chunk)
         if len(body) > limit:
             raise too_large
-    return bytes(body)
+        if service.body_bytes > max(room, len(body)):
+            raise RefusedError(
+                Kind.OVERLOADED,
+                f"requests of {room} bytes are being answered; try again later",
+                headers=retry_after(1),
+            )
+    return body
 
 
-def json_object(body: bytes) -> dict[str, Any]:
+def json_object(body: bytes | bytearray) -> dict[str, Any]:
     """Return the JSON object that a body holds.
 
     Raises:

@@ -17,7 +17,8 @@ class ServiceSettings:
 
     A request holds at most ``max_documents`` documents of ``max_characters`` characters each (the
     query too) in ``max_body_bytes`` bytes, and must have come within ``body_timeout_s`` seconds;
-    ``max_requests`` are answered at a time, the next is told to come back. Where ``api_keys`` are
+    ``max_requests`` are answered at a time, of ``max_bodies_bytes`` bytes in all, the next is told
+    to come back. Where ``api_keys`` are
     set, every path but those of health wants one as ``Authorization: Bearer KEY``. With
     ``strict_models`` a model that is not served is refused even where only one is.
 
@@ -29,6 +30,7 @@ class ServiceSettings:
     max_documents: int = 10_000
     max_characters: int = 1_000_000
     max_body_bytes: int = 32 * MEGABYTE
+    max_bodies_bytes: int = 512 * MEGABYTE
     max_requests: int = 512
     body_timeout_s: float = 60.0
     strict_models: bool = False
@@ -47,6 +49,10 @@ class ServiceSettings:
             raise ConfigError(
                 f"body_timeout_s: expected seconds above 0, got {self.body_timeout_s!r}"
             )
+        given: object = self.api_keys
+        if isinstance(given, str):
+            # Each of its letters would be a key.
+            raise ConfigError("api_keys: expected a tuple of keys, got one text")
         for number, key in enumerate(self.api_keys):
             # A header can hold no other; the key itself is not shown.
             if not (key and key.isascii() and key.isprintable() and " " not in key):

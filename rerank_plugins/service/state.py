@@ -38,6 +38,7 @@ class Service:
         self.metrics = metrics_on(registry)
         self.created = int(time.time())
         self.in_flight = 0
+        self.body_bytes = 0
         self.draining = False
         self.identities: dict[str, str] = {}
         self.instructed: list[str] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import logging
 import socket
@@ -124,6 +125,58 @@ def test_a_body_that_does_not_come_gives_its_place_free(serve: Serve) -> None:
     assert _alive(client)
 
 
+def test_bodies_are_counted_together_until_they_are_answered() -> None:
+    models = {"fake": Reranker(FakeScorer())}
+    app = create_app(models, ServiceSettings(max_bodies_bytes=1000), registry=CollectorRegistry())
+    service = app.state.service
+    body = json.dumps(TEXTS).encode().ljust(800)
+    head = b"POST /rerank HTTP/1.1\r\nhost: x\r\ncontent-length: 800\r\n\r\n"
+    with running(app) as client:
+        with socket.create_connection((client.base_url.host, client.base_url.port)) as sock:
+            sock.settimeout(60)
+            sock.sendall(head + body[:700])
+            while service.body_bytes != 700:
+                pass
+            refused = client.post("/rerank", content=body)
+            small = client.post("/rerank", json=TEXTS)
+            sock.sendall(body[700:])
+            assert sock.recv(4096).startswith(b"HTTP/1.1 200 ")
+
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+        assert small.status_code == 200
+        # One alone may be longer than all together.
+        assert client.post("/rerank", content=body.ljust(2000)).status_code == 200
+    assert service.body_bytes == 0
+
+
+def test_a_compressed_body_is_refused_by_name(client: httpx.Client) -> None:
+    body = gzip.compress(json.dumps(PLAIN).encode())
+
+    answer = client.post("/cohere/v2/rerank", content=body, headers={"content-encoding": "gzip"})
+
+    assert (answer.status_code, "content-encoding" in answer.json()["message"]) == (400, True)
+
+
+@pytest.mark.parametrize("path", ["/v1/rerank", "/jina/v1/rerank", "/cohere/v1/rerank"])
+def test_a_number_beyond_all_floats_does_not_come_back_as_no_json(
+    client: httpx.Client, path: str
+) -> None:
+    body = b'{"query": "a", "documents": [{"text": "a", "x": 1e999}], "return_documents": true}'
+
+    answer = client.post(path, content=body)
+
+    assert "Infinity" not in answer.text
+    assert answer.json()["results"][0]["document"] == {"text": "a", "x": None}
+
+
+def test_a_field_that_is_named_twice_is_read_once(client: httpx.Client) -> None:
+    body = PLAIN | {"documents": [{"text": "red"}], "rank_fields": ["text"] * 100}
+
+    answer = client.post("/v1/rerank", json=body)
+
+    assert answer.json()["usage"]["total_tokens"] == 1
+
+
 def test_keys_that_stand_twice_do_no_harm(client: httpx.Client) -> None:
     body = b'{"query": "x", "documents": ["no"], "query": "red", "documents": ["a", "red"]}'
 
@@ -204,6 +257,29 @@ def test_a_full_queue_and_a_deadline_are_told(serve: Serve) -> None:
     assert (late.status_code, late.json()["error_type"]) == (504, "backend")
     assert [answer.status_code for answer in answers] == [200, 429, 200, 200]
     assert int(answers[1].headers["retry-after"]) >= 1
+
+
+def test_many_rankings_of_one_request_do_not_fill_the_queue(serve: Serve) -> None:
+    gate = Gate()
+    client = serve(FakeScorer(gate), {"queue_tokens": 1000, "cache_entries": 0})
+    places = range(2000)
+    pairs = {
+        "text_1": [f"query {place}" for place in places],
+        "text_2": [f"document {place}" for place in places],
+    }
+    gate.shut()
+    with ThreadPoolExecutor(1) as threads:
+        try:
+            asked = threads.submit(client.post, "/score", json=pairs)
+            # Were all of them begun at once, it would be refused by now.
+            wait([asked], 1)
+        finally:
+            gate.open.set()
+        answer = asked.result(60)
+
+    assert (answer.status_code, len(answer.json().get("data", ()))) == (200, 2000)
+    late = client.post("/score", json=pairs, headers={"x-timeout-s": "0.01"})
+    assert late.status_code == 504
 
 
 def test_a_client_may_wait_less_than_the_service_would_but_not_longer(serve: Serve) -> None:
@@ -321,6 +397,11 @@ def test_a_key_that_no_header_holds_is_refused_and_not_shown(key: str) -> None:
         ServiceSettings(api_keys=("good", key))
     assert not key or key not in str(error.value)
     assert "good" not in repr(ServiceSettings(api_keys=("good",)))
+
+
+def test_one_text_is_no_list_of_keys() -> None:
+    with pytest.raises(ConfigError, match=r"^api_keys: expected a tuple of keys"):
+        ServiceSettings(api_keys="secret")  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("value", [0, -1.0, float("nan"), float("inf")])

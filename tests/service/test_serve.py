@@ -21,6 +21,7 @@ from prometheus_client import CollectorRegistry
 
 from rerank_plugins.cli import main
 from rerank_plugins.cli.server import DrainingServer
+from rerank_plugins.errors import ConfigError
 from rerank_plugins.events import Observer
 from rerank_plugins.reranker import Reranker
 from rerank_plugins.service.app import create_app
@@ -134,6 +135,18 @@ def test_a_signal_refuses_new_requests_at_once_and_a_second_interrupt_ends_the_r
     assert server.force_exit
 
 
+def test_an_address_that_was_taken_meanwhile_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def taken(*_: object) -> None:
+        raise OSError(98, "Address already in use")
+
+    monkeypatch.setattr(uvicorn.Server, "startup", taken)
+    app = create_app({"fake": Reranker(FakeScorer())}, registry=CollectorRegistry())
+    server = DrainingServer(uvicorn.Config(app, log_config=None), app.state.service, "http://x")
+
+    with pytest.raises(ConfigError, match="cannot listen on http://x: Address already in use"):
+        server.run()
+
+
 @pytest.mark.slow
 def test_a_request_that_does_not_end_is_given_up_after_the_drain(tmp_path: Path) -> None:
     with process("m", "--drain-s", "1") as (running, url, _):
@@ -143,8 +156,13 @@ def test_a_request_that_does_not_end_is_given_up_after_the_drain(tmp_path: Path)
             while "in_flight 2.0" not in httpx.get(f"{url}/metrics").text:
                 pass
             running.terminate()
-            running.communicate(timeout=60)
+            _, log = running.communicate(timeout=60)
+            sock.settimeout(60)
+            answer = sock.recv(4096)
     assert running.returncode == 0
+    assert answer.startswith(b"HTTP/1.1 503 ")
+    assert "status=503" in log
+    assert "Traceback" not in log
 
 
 def test_models_are_served_by_name_and_one_by_its_own(tmp_path: Path) -> None:
@@ -187,7 +205,8 @@ def test_keys_come_from_a_variable_and_a_file(
     served: list[dict[str, object]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "keys"
-    file.write_text("three\n\n four \n")
+    # As Windows' editor writes it.
+    file.write_text("three\n\n four \n", encoding="utf-8-sig")
     monkeypatch.setenv("RERANK_PLUGINS_SERVICE_API_KEYS", "one, two")
 
     assert _serve("--api-key-file", str(file)) == 0
@@ -215,6 +234,14 @@ def test_flags_may_stand_before_models(served: list[dict[str, object]]) -> None:
     assert served[1]["models"] == ["mine"]
 
 
+def test_the_address_of_a_server_behind_is_no_name_that_clients_see(
+    served: list[dict[str, object]],
+) -> None:
+    assert _serve("http://10.0.0.7:8000", "mine=http://10.0.0.8:8000") == 0
+
+    assert served[0]["models"] == ["remote", "mine"]
+
+
 @pytest.mark.parametrize(
     ("argv", "complaint"),
     [
@@ -223,6 +250,7 @@ def test_flags_may_stand_before_models(served: list[dict[str, object]]) -> None:
         (("--api-key-file", "/nowhere/keys"), "--api-key-file: cannot read /nowhere/keys"),
         (("--host", "203.0.113.7"), "cannot listen on 203.0.113.7:0"),
         (("--host", "no such host"), "cannot listen on no such host:0"),
+        (("--host", "a" * 80), "cannot listen on aaa"),
     ],
 )
 def test_what_cannot_be_served_is_told_before_anything_is_loaded(

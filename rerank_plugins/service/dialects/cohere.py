@@ -123,7 +123,8 @@ def text_of_fields(
     Raises:
         RefusedError: an object has none of the fields, or one holds no text.
     """
-    fields = rank_fields or ["text"]
+    # A field named a hundred times would be as many copies of it.
+    fields = list(dict.fromkeys(rank_fields or ["text"]))
     texts = []
     for place, document in enumerate(documents):
         if isinstance(document, str):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field
 
@@ -85,7 +85,9 @@ class TextObject(BaseModel):
 
     model_config = ConfigDict(extra="allow")
 
-    text: str
+    text: Annotated[
+        Any, Field(description="its text; an object that `rank_fields` name may have none")
+    ] = None
 
 
 class Result(BaseModel):
