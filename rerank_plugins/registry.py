@@ -84,7 +84,8 @@ class Registry:
         self._shared: dict[Hashable, _Shared] = {}
         # A worker holds its dispatcher as long as it runs; once it has ended, nothing does.
         self._ending: dict[int, weakref.ref[Dispatcher]] = {}
-        self._due_in_parent: list[Callable[[], None]] = []
+        # By thread: two may fork at the same time.
+        self._due_in_parent: dict[int, list[Callable[[], None]]] = {}
         # A finalizer may release an engine in the middle of another call of the same thread.
         self.lock = threading.RLock()
 
@@ -92,18 +93,18 @@ class Registry:
         """Wait until nothing is half written that a child would inherit, for a while."""
         with self.lock:
             engines = [shared.engine for shared in self._shared.values()]
-        self._due_in_parent = [engine.before_fork() for engine in engines]
+        due = self._due_in_parent[threading.get_ident()] = []
+        due.extend(engine.before_fork() for engine in engines)
 
     def after_fork_in_parent(self) -> None:
         """Go on where nothing has changed."""
-        due, self._due_in_parent = self._due_in_parent, []
-        for go_on in due:
+        for go_on in self._due_in_parent.pop(threading.get_ident(), ()):
             go_on()
 
     def after_fork(self) -> None:
         """Make every engine usable in a child process."""
         self.lock = threading.RLock()
-        self._ending, self._due_in_parent = {}, []
+        self._ending, self._due_in_parent = {}, {}
         for shared in self._shared.values():
             shared.engine.after_fork()
 

@@ -26,6 +26,8 @@ class Chunk:
     first: int
     items: int
     pairs: int
+    digest: bytes
+    """Of its texts and ids."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +56,7 @@ def survey(
         InputError: a query is bad and *skip_bad* is False; there is no query at all.
     """
     cut = _Cut(chunk_pairs)
-    digest = blake2b(digest_size=16)
+    digest = _new_digest()
     items = pairs = bad = 0
     for start, item in read_items(source.records()):
         if isinstance(item, BadQuery):
@@ -63,8 +65,9 @@ def survey(
             bad += 1
         else:
             pairs += len(item.documents)
-        digest.update(_content_of(item))
-        cut.add(start, item)
+        content = _content_of(item)
+        digest.update(content)
+        cut.add(start, item, content)
         items += 1
         if on_item is not None:
             on_item()
@@ -75,9 +78,22 @@ def survey(
 
 
 def read_chunk(source: Source, chunk: Chunk) -> list[Item]:
-    """Return the queries of a chunk, bad ones as `BadQuery`."""
+    """Return the queries of a chunk, bad ones as `BadQuery`.
+
+    Raises:
+        InputError: they are not those of the survey.
+    """
     found = islice(read_items(source.records(chunk.start)), chunk.items)
-    return [item for _, item in found]
+    items = [item for _, item in found]
+    digest = _new_digest()
+    for item in items:
+        digest.update(_content_of(item))
+    if digest.digest() != chunk.digest:
+        raise InputError(
+            f"{source.path}: was changed while the batch ran; put it back and go on with --resume, "
+            "or begin anew with --force"
+        )
+    return items
 
 
 class _Cut:
@@ -88,14 +104,16 @@ class _Cut:
         self._chunk_pairs = chunk_pairs
         self._start: Place | None = None
         self._first = self._items = self._pairs = self._weight = 0
+        self._digest = _new_digest()
 
-    def add(self, start: Place, item: Item) -> None:
+    def add(self, start: Place, item: Item, content: bytes) -> None:
         """Put one more query into the chunk, and end it where it is full."""
         if self._start is None:
             self._start = start
         documents = 0 if isinstance(item, BadQuery) else len(item.documents)
         self._items += 1
         self._pairs += documents
+        self._digest.update(content)
         # What costs no pair takes memory all the same.
         self._weight += max(1, documents)
         if self._weight >= self._chunk_pairs:
@@ -106,10 +124,16 @@ class _Cut:
         if self._start is None:
             return
         number = len(self.chunks)
-        self.chunks.append(Chunk(number, self._start, self._first, self._items, self._pairs))
+        counts = self._first, self._items, self._pairs
+        self.chunks.append(Chunk(number, self._start, *counts, self._digest.digest()))
+        self._digest = _new_digest()
         self._first += self._items
         self._items = self._pairs = self._weight = 0
         self._start = None
+
+
+def _new_digest() -> blake2b:
+    return blake2b(digest_size=16)
 
 
 def _content_of(item: Item) -> bytes:

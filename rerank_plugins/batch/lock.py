@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from rerank_plugins.errors import InputError
+from rerank_plugins.evaluation.lines import readable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,14 +19,15 @@ def only_one(folder: Path) -> Iterator[None]:
     """Hold *folder* for this batch, where the system knows how.
 
     Raises:
-        InputError: another process holds it.
+        InputError: another process holds it; it is no folder, or none that can be read.
     """
     try:
         import fcntl
     except ModuleNotFoundError:  # Windows
         yield
         return
-    handle = os.open(folder, os.O_RDONLY)
+    with readable(folder):
+        handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -23,6 +23,11 @@ _SCORES_ALIKE: Final = NOT_READ | {
     "device",
     "replicas",
     "cache_entries",
+    # Its URL may hold a password, besides: nothing to write beside an output.
+    "shared_cache",
+    "shared_cache_ttl_s",
+    "shared_cache_bytes",
+    "shared_cache_timeout_s",
     "batch_tokens",
     "queue_tokens",
     "max_wait_s",

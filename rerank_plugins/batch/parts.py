@@ -8,6 +8,7 @@ import re
 import uuid
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import TYPE_CHECKING, Any, Final
 
 from rerank_plugins.batch.arrow import import_arrow, readable_parquet
@@ -147,9 +148,12 @@ def check_identity(known: str | None, found: str, where: object) -> None:
         ConfigError: *known* is another identity than the one *found*.
     """
     if known is not None and known != found:
+        # A line each for the scorer and for what is done before it: the one that differs says it.
+        lines = zip_longest(known.split("\n"), found.split("\n"), fillvalue="")
+        before, now = next((old, new) for old, new in lines if old != new)
         raise ConfigError(
-            f"{where}: what was ranked before is by the scorer {known!r}, and now it would be "
-            f"{found!r}; name revision, precision and device, or begin anew with --force"
+            f"{where}: what was ranked before is by the scorer {before!r}, and now it would be "
+            f"{now!r}; name revision, precision and device, or begin anew with --force"
         )
 
 
@@ -160,7 +164,8 @@ def unfinished(path: Path, folder: Path | None = None) -> Iterator[Path]:
     Until then it is in *folder*, on the same disk, or beside *path*.
     """
     # Two workers may write one part at the same time: a retry, and the try that seemed dead.
-    name = f"{path.name}.{uuid.uuid4().hex}{_UNFINISHED}"
+    # The whole of a long name and more might be too long, after hours of work.
+    name = f"{path.name[:20]}.{uuid.uuid4().hex}{_UNFINISHED}"
     temporary = (folder or path.parent) / name
     try:
         yield temporary

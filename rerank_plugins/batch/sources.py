@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import gzip
+import stat
 import zlib
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, Protocol, Self
 
 from rerank_plugins.batch.arrow import import_arrow, readable_parquet
@@ -56,9 +58,13 @@ def open_source(path: Path) -> Source:
     """Open the file by the ending of its name.
 
     Raises:
-        InputError: another ending, or a file that cannot be read.
+        InputError: another ending, or a file that cannot be read, or not twice.
         MissingExtraError: Parquet without pyarrow.
     """
+    with readable(path):
+        # A pipe would be at its end after the first reading, and never open again.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise InputError(f"{path}: is no file; a batch reads its input more than once")
     name = path.name.lower()
     if name.endswith(".parquet"):
         return ParquetSource.open(path)
@@ -113,11 +119,26 @@ class LineSource:
         self._file.close()
 
 
+@dataclass(slots=True)
+class _Group:
+    """A row group as far as it is read: its last batch, the row that begins with, and the rest."""
+
+    number: int
+    first: int
+    batch: Any
+    rest: Iterator[Any]
+
+
 class ParquetSource:
-    """Parquet: a row is what a JSON object is, its columns the fields."""
+    """Parquet: a row is what a JSON object is, its columns the fields.
+
+    Going on where it stopped is free: a group of rows, often the whole file, is read from its
+    beginning otherwise.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self._group: _Group | None = None
         self._file: Any = import_arrow().parquet.ParquetFile(path)
 
     @classmethod
@@ -130,23 +151,35 @@ class ParquetSource:
         """Yield a record for each row."""
         with readable_parquet(self.path):
             for first, batch in self._batches(start.at):
-                for row, value in enumerate(batch.to_pylist(), start=first):
-                    if row >= start.at:
-                        where = f"{self.path}: row {row + 1}"
-                        yield Record(Place(row, row + 1), where, value)
+                begin = max(first, start.at)
+                for row, value in enumerate(batch.slice(begin - first).to_pylist(), start=begin):
+                    where = f"{self.path}: row {row + 1}"
+                    yield Record(Place(row, row + 1), where, value)
 
     def _batches(self, start: int) -> Iterator[tuple[int, Any]]:
         """Yield batches with the number of their first row; groups before *start* go unread."""
         metadata = self._file.metadata
         row = 0
-        for group in range(metadata.num_row_groups):
-            rows = metadata.row_group(group).num_rows
-            if row + rows <= start:
-                row += rows
-                continue
-            for batch in self._file.iter_batches(_ROWS_AT_ONCE, row_groups=[group]):
-                yield row, batch
-                row += batch.num_rows
+        for number in range(metadata.num_row_groups):
+            rows = metadata.row_group(number).num_rows
+            if row + rows > start:
+                yield from self._batches_of(number, row, start)
+            row += rows
+
+    def _batches_of(self, number: int, first: int, start: int) -> Iterator[tuple[int, Any]]:
+        """Yield the batches of a group that begins with row *first*, from row *start* on."""
+        group = self._group
+        if group is None or group.number != number or start < group.first:
+            rest = self._file.iter_batches(_ROWS_AT_ONCE, row_groups=[number])
+            group = self._group = _Group(number, first, None, rest)
+        while True:
+            read = 0 if group.batch is None else group.batch.num_rows
+            if read and group.first + read > start:
+                yield group.first, group.batch
+            batch = next(group.rest, None)
+            if batch is None:
+                return
+            group.first, group.batch = group.first + read, batch
 
     def close(self) -> None:
         """Close the file."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import pickle
 from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
@@ -17,10 +18,12 @@ from rerank_plugins.distributed.rays import import_ray, running
 from rerank_plugins.errors import InputError, RerankError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping, Sequence
 
     from rerank_plugins.batch.running import Work
     from rerank_plugins.batch.sources import Source
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,6 +65,7 @@ class RayBatch:
         """
         ray = import_ray("data")
         with running(ray, self.address), _no_bars(ray):
+            self._tell_if_nothing_fits(ray.nodes())
             # Blocks of one chunk: what is lost with a worker, and what a free one takes next.
             chunks = ray.data.from_items(
                 [{"place": place} for place in range(len(work.chunks))],
@@ -83,6 +87,20 @@ class RayBatch:
                 check_identity(identity, row["identity"], work.parts.folder)
                 identity = row["identity"]
                 on_ranked(row["pairs"])
+
+    def _tell_if_nothing_fits(self, nodes: Sequence[Mapping[str, Any]]) -> None:
+        """Log why nothing happens: Ray waits, as a cluster may grow."""
+        wanted = {"CPU": self.cpus, "GPU": self.gpus}
+        there = [node["Resources"] for node in nodes if node["Alive"]]
+        if any(all(has.get(n, 0) >= much for n, much in wanted.items()) for has in there):
+            return
+        most = {name: max((has.get(name, 0) for has in there), default=0) for name in wanted}
+        _logger.warning(
+            "no node of the Ray cluster has the %g CPUs and %g GPUs that a worker reserves, and "
+            "the batch waits for one; nodes have up to %g CPUs and %g GPUs",
+            *wanted.values(),
+            *most.values(),
+        )
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import logging
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Final
 
+from starlette.requests import ClientDisconnect
 from starlette.responses import Response
 
 from rerank_plugins.config import RerankConfig, service_api_keys
@@ -18,6 +19,7 @@ from rerank_plugins.distributed.messages import (
 )
 from rerank_plugins.errors import ConfigError
 from rerank_plugins.reranker import Reranker
+from rerank_plugins.service.access import CLIENT_GONE
 from rerank_plugins.service.answering import refusal
 from rerank_plugins.service.app import create_app
 from rerank_plugins.service.dialects.paths import dialect_at
@@ -27,7 +29,9 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from starlette.requests import Request
+    from starlette.types import Scope
 
+    from rerank_plugins.service.dialects.dialect import Dialect
     from rerank_plugins.service.settings import ServiceSettings
 
 TRIES: Final = 3
@@ -95,7 +99,7 @@ class Door:
         from ray.serve.exceptions import BackPressureError
 
         self._models = models
-        self._limit = settings.max_body_bytes
+        self._settings = settings
         self._lost = (
             exceptions.RayActorError,
             exceptions.WorkerCrashedError,
@@ -105,13 +109,21 @@ class Door:
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request of a client."""
-        asked = await read_request(request, self._limit)
+        try:
+            async with asyncio.timeout(self._settings.body_timeout_s):
+                asked = await read_request(request, self._settings.max_body_bytes)
+        except TimeoutError:
+            message = f"the body did not come within {self._settings.body_timeout_s:g} seconds"
+            return refusal(_dialect(request.scope), Problem(Kind.SLOW, message))
+        except ClientDisconnect:
+            # Nobody reads it; an error would be in Ray's log with a stack.
+            return Response(status_code=CLIENT_GONE)
         try:
             answer = await self._ask(asked)
         except self._full:
-            return _refused(asked, Kind.OVERLOADED, "too many requests wait; try again later")
+            return _refused(request, Kind.OVERLOADED, "too many requests wait; try again later")
         except self._lost:
-            return _refused(asked, Kind.UNAVAILABLE, f"{TRIES} replicas died over the request")
+            return _refused(request, Kind.UNAVAILABLE, f"{TRIES} replicas died over the request")
         response = Response(answer.body, answer.status)
         # As the application wrote them; Starlette has added the length.
         response.raw_headers += list(answer.headers)
@@ -130,6 +142,9 @@ class Door:
         raise AssertionError("the last try returns or raises")
 
 
-def _refused(request: HttpRequest, kind: Kind, message: str) -> Response:
-    path = request.path.removeprefix(request.root_path)
-    return refusal(dialect_at(path), Problem(kind, message, headers=retry_after(1)))
+def _refused(request: Request, kind: Kind, message: str) -> Response:
+    return refusal(_dialect(request.scope), Problem(kind, message, headers=retry_after(1)))
+
+
+def _dialect(scope: Scope) -> Dialect:
+    return dialect_at(scope["path"].removeprefix(scope.get("root_path", "")))

@@ -123,11 +123,9 @@ def _models(args: ServeArgs) -> dict[str, RerankConfig] | RerankConfig:
 def _limits(args: ServeArgs) -> ServiceSettings:
     if "api_keys" in args.limits:
         raise ConfigError("limits: keys are read from RERANK_PLUGINS_SERVICE_API_KEYS alone")
-    try:
-        return ServiceSettings(**args.limits)
-    except TypeError:
-        unknown = ", ".join(sorted(args.limits.keys() - set(ServiceSettings.__dataclass_fields__)))
-        raise ConfigError(f"limits: unknown: {unknown}") from None
+    if unknown := args.limits.keys() - set(ServiceSettings.__dataclass_fields__):
+        raise ConfigError(f"limits: unknown: {', '.join(sorted(unknown))}")
+    return ServiceSettings(**args.limits)
 
 
 def _explain(error: ValidationError) -> str:

@@ -45,7 +45,8 @@ class ServiceSettings:
                 raise ConfigError(
                     f"{each.name}: expected a whole number of at least 1, got {value!r}"
                 )
-        if not 0 < self.body_timeout_s <= LONGEST_TIMEOUT_S:
+        seconds: object = self.body_timeout_s
+        if not (isinstance(seconds, int | float) and 0 < seconds <= LONGEST_TIMEOUT_S):
             raise ConfigError(
                 f"body_timeout_s: expected seconds above 0, got {self.body_timeout_s!r}"
             )

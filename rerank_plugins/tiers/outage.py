@@ -34,6 +34,7 @@ class Outage:
         self._lock = threading.RLock()
         self._pause_s = 0.0
         self._until = 0.0
+        self._trying = False
 
     def admits(self) -> bool:
         """Whether to try now; who is let through while it fails keeps others out for a pause."""
@@ -44,12 +45,14 @@ class Outage:
             if now < self._until:
                 return False
             self._until = now + self._pause_s
+            self._trying = True
             return True
 
     def succeeded(self) -> None:
         """Note that it works."""
         with self._lock:
             was, self._pause_s = self._pause_s, 0.0
+            self._trying = False
         if was:
             logger.info("%s works again", self._what)
 
@@ -57,6 +60,10 @@ class Outage:
         """Note that it does not."""
         with self._lock:
             was = self._pause_s
+            if was and not self._trying:
+                # Let through before it failed: ten who waited together are one failure.
+                return
+            self._trying = False
             self._pause_s = min(LONGEST_PAUSE_S, 2 * was) if was else FIRST_PAUSE_S
             self._until = self._clock() + self._pause_s
         if not was:

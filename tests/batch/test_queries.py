@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 from contextlib import closing
 from itertools import accumulate
 from typing import TYPE_CHECKING, Self
@@ -22,7 +23,7 @@ pa = pytest.importorskip("pyarrow", reason="batches need pyarrow")
 pq = pytest.importorskip("pyarrow.parquet", reason="batches need pyarrow")
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -156,6 +157,62 @@ def test_a_chunk_of_a_parquet_file_is_read_from_its_row(tmp_path: Path) -> None:
 
     assert len(found.chunks) > 2
     assert texts == [query["query"] for query in QUERIES]
+
+
+def test_chunks_read_one_after_another_read_no_row_of_a_parquet_file_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.parquet"
+    rows = [{"query": f"q{i}", "documents": ["a", "b"]} for i in range(500)]
+    pq.write_table(pa.Table.from_pylist(rows), path, row_group_size=300)
+    begun: list[int] = []
+    iter_batches = pq.ParquetFile.iter_batches
+
+    def noted(self: object, *args: object, row_groups: list[int]) -> object:
+        begun.extend(row_groups)
+        return iter_batches(self, *args, row_groups=row_groups)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", noted)
+    with closing(open_source(path)) as source:
+        found = survey(source, 20, skip_bad=False)
+        begun.clear()
+        texts = [item.text for c in found.chunks for item in read_chunk(source, c)]  # type: ignore[union-attr]
+        assert begun == [0, 1]
+        # A chunk again, as after a worker that died, and one far ahead of it.
+        for number in (5, 5, 2, 49, 2):
+            expected = texts[number * 10 : number * 10 + 10]
+            again = read_chunk(source, found.chunks[number])
+            assert [item.text for item in again] == expected  # type: ignore[union-attr]
+
+    assert texts == [row["query"] for row in rows]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param(lambda lines: lines[:4], id="shorter"),
+        pytest.param(lambda lines: [*lines[:5], '{"query": "x", "documents": []}\n'], id="other"),
+        pytest.param(lambda lines: ["\n", *lines[1:]], id="a line less"),
+    ],
+)
+def test_an_input_that_changes_after_the_survey_is_not_ranked(
+    tmp_path: Path, change: Callable[[list[str]], list[str]]
+) -> None:
+    path = write_lines(tmp_path / "a.jsonl", QUERIES)
+    with closing(open_source(path)) as source:
+        found = survey(source, 4, skip_bad=True)
+        path.write_text("".join(change(path.read_text().splitlines(keepends=True))))
+
+        with pytest.raises(InputError, match=r"a\.jsonl: was changed while the batch ran"):
+            _ = [read_chunk(source, chunk) for chunk in found.chunks]
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_is_refused_before_it_is_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.jsonl")
+
+    with pytest.raises(InputError, match="is no file"):
+        open_source(tmp_path / "a.jsonl")
 
 
 def test_nothing_of_the_input_is_kept_while_it_is_surveyed(tmp_path: Path) -> None:

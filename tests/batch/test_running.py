@@ -164,10 +164,41 @@ def test_what_changes_no_score_may_change_before_resuming(
     scorer._poison = "red 8"
     with pytest.raises(ScoringError):
         batch(source, output)
-    config = RerankConfig(model="fake", batch_tokens=7, cache_entries=0, timeout_s=9)
+    config = RerankConfig(
+        model="fake",
+        batch_tokens=7,
+        cache_entries=0,
+        timeout_s=9,
+        shared_cache=tmp_path,
+        shared_cache_ttl_s=9,
+        shared_cache_bytes=10**9,
+        shared_cache_timeout_s=9,
+    )
     scorer._poison = None
 
     assert batch(source, output, resume=True, config=config, on_bad="skip").rows == 19
+
+
+def test_no_secret_is_written_beside_the_output() -> None:
+    config = RerankConfig(
+        model="http://127.0.0.1:9",
+        api_key="hushhush",
+        shared_cache="redis://user:hushhush@127.0.0.1:9/0",
+    )
+
+    assert "hushhush" not in repr(BatchOptions().identity(config))
+
+
+def test_what_is_no_folder_of_parts_is_named(batch: RunBatch, source: Path, tmp_path: Path) -> None:
+    (tmp_path / "out.parquet.parts").write_text("mine")
+
+    for told in ({}, {"resume": True}, {"force": True}):
+        with pytest.raises(InputError, match=r"out\.parquet\.parts: cannot be read \(Not a dir"):
+            batch(source, tmp_path / "out.parquet", **told)
+
+
+def test_an_output_may_have_a_long_name(batch: RunBatch, source: Path, tmp_path: Path) -> None:
+    assert batch(source, tmp_path / f"{'o' * 230}.parquet").rows == 19
 
 
 def test_a_model_that_does_not_open_leaves_nothing_behind(

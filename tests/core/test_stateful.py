@@ -7,6 +7,7 @@ import threading
 import time
 from collections import Counter
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from hypothesis import HealthCheck, settings
@@ -24,10 +25,11 @@ from rerank_plugins.errors import ClosedError, QueueFullError, ScoringError
 from rerank_plugins.jobs import Job
 from rerank_plugins.options import Priority
 from rerank_plugins.replica import DEADLY
+from rerank_plugins.tiers.shared import SharedCache
 from tests.scripted_scorer import HANG_S, Key, ScriptedScorer, truth, whole, window_texts
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Collection
+    from collections.abc import Callable, Collection, Sequence
 
     from rerank_plugins.testing import FakePair
 
@@ -89,6 +91,25 @@ class Ask:
         return self.live and (None in known or len(known) == len(self.keys))
 
 
+class _Store:
+    """A shared cache in a dictionary, which may be broken."""
+
+    def __init__(self, values: dict[bytes, bytes], broken: threading.Event) -> None:
+        self._values, self._broken = values, broken
+
+    def get_many(self, keys: Sequence[bytes]) -> list[bytes | None]:
+        if self._broken.is_set():
+            raise OSError("broken")
+        return [self._values.get(key) for key in keys]
+
+    def set_many(self, items: Sequence[tuple[bytes, bytes]]) -> None:
+        if self._broken.is_set():
+            raise OSError("broken")
+        self._values.update(items)
+
+    def close(self) -> None: ...
+
+
 class Callers(RuleBasedStateMachine):
     """Callers in one thread; the scorer stands in its forward pass until a rule lets it go on."""
 
@@ -97,8 +118,10 @@ class Callers(RuleBasedStateMachine):
         batch=st.sampled_from([1, 4, 12]),
         bound=st.sampled_from([1, 6, 1000]),
         padded=st.booleans(),
+        shares=st.booleans(),
     )
-    def open(self, entries: int, batch: int, bound: int, padded: bool) -> None:
+    def open(self, entries: int, batch: int, bound: int, padded: bool, shares: bool) -> None:
+        self.shares, self.stored, self.broken = shares, {}, threading.Event()
         self.entries, self.batch, self.bound, self.padded = entries, batch, bound, padded
         self.asks: list[Ask] = []
         self.flight: list[FakePair] | None = None
@@ -115,6 +138,7 @@ class Callers(RuleBasedStateMachine):
             cache_entries=self.entries,
             batch_tokens=None,
             queue_tokens=self.bound,
+            make_shared=self._make_shared if self.shares else None,
             reopens=False,
         )
         self.engine.scorer()
@@ -123,6 +147,17 @@ class Callers(RuleBasedStateMachine):
         # Pairs of a batch that failed: they are tried again in smaller ones, ahead of the queue.
         self.halved: set[Key] = set()
         self.deaths: Counter[Key] = Counter()
+
+    def _make_shared(self) -> SharedCache:
+        stored: dict[bytes, bytes] = self.stored
+        return SharedCache(
+            "fake", "store", lambda: partial(_Store, stored, self.broken), timeout_s=HANG_S
+        )
+
+    @precondition(lambda self: self.shares)
+    @rule()
+    def break_or_mend_the_shared_cache(self) -> None:
+        self.broken.clear() if self.broken.is_set() else self.broken.set()
 
     @rule(
         query=QUERIES,
@@ -196,7 +231,7 @@ class Callers(RuleBasedStateMachine):
 
     def _places(self) -> int:
         stats = self.engine.stats()
-        return stats.cache_hits + stats.cache_misses + stats.pairs_joined
+        return stats.cache_hits + stats.shared_hits + stats.cache_misses + stats.pairs_joined
 
     @precondition(lambda self: self.asks)
     @rule(which=st.integers(0, 99))

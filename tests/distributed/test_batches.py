@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import socket
+from types import SimpleNamespace
 from typing import TYPE_CHECKING
 
 import pytest
@@ -12,7 +14,8 @@ from rerank_plugins.batch.rows import RankedChunk
 from rerank_plugins.batch.running import run_batch
 from rerank_plugins.config import RerankConfig
 from rerank_plugins.distributed.batches import RayBatch
-from rerank_plugins.errors import ConfigError, InputError, ModelLoadError, PluginError
+from rerank_plugins.distributed.rays import running
+from rerank_plugins.errors import ConfigError, InputError, ModelLoadError, PluginError, ScoringError
 from tests.batch.conftest import rows_of, write_lines
 from tests.distributed.mortal import KillOnce, refuse_fox_13
 
@@ -131,6 +134,46 @@ def test_a_model_that_no_worker_can_open_is_named(source: Path, tmp_path: Path) 
     with pytest.raises(ModelLoadError, match="nothing"):
         run_batch(source, tmp_path / "out.parquet", config, rank_chunks=RayBatch(max_workers=1))
     assert not Parts.beside(tmp_path / "out.parquet").exist()
+
+
+@pytest.mark.parametrize("address", ["127.0.0.1:{}", "ray://127.0.0.1:{}", "127.0.0.1:9{}"])
+def test_a_cluster_that_is_not_there_is_named_at_once(address: str) -> None:
+    ray = pytest.importorskip("ray", reason="needs Ray")
+    begun: list[object] = []
+    # The real one may have been started by another test.
+    idle = SimpleNamespace(
+        is_initialized=lambda: False,
+        init=lambda **told: begun.append(told),
+        shutdown=lambda: None,
+        exceptions=ray.exceptions,
+    )
+    with socket.socket() as taken:
+        # Bound, and nobody listens.
+        taken.bind(("127.0.0.1", 0))
+        nowhere = address.format(taken.getsockname()[1])
+        with (
+            pytest.raises(ScoringError, match=f"Ray: no cluster at {nowhere} "),
+            running(idle, nowhere),
+        ):
+            pass
+    assert not begun
+
+
+def test_where_no_node_has_what_a_worker_reserves_the_log_says_so(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    nodes = [
+        {"Alive": True, "Resources": {"CPU": 8.0}},
+        {"Alive": True, "Resources": {"CPU": 2.0, "GPU": 1.0}},
+        {"Alive": False, "Resources": {"CPU": 64.0, "GPU": 8.0}},
+    ]
+    for cpus, gpus in ((8, 0), (2, 0.5), (0, 0)):
+        RayBatch(cpus=cpus, gpus=gpus)._tell_if_nothing_fits(nodes)
+    assert not caplog.messages
+
+    RayBatch(cpus=3, gpus=1)._tell_if_nothing_fits(nodes)
+    assert "3 CPUs and 1 GPUs that a worker reserves" in caplog.text
+    assert "up to 8 CPUs and 1 GPUs" in caplog.text
 
 
 def test_numbers_out_of_range_are_named() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 from collections.abc import Callable
@@ -170,6 +171,32 @@ async def test_a_body_beyond_the_limit_is_not_read_to_its_end_and_refused_by_the
     assert len(handle.asked[0].body) == 101
 
 
+async def test_a_body_that_does_not_come_is_not_waited_for() -> None:
+    limits, handle = ServiceSettings(body_timeout_s=0.05), Handle()
+
+    async def receive() -> dict[str, Any]:
+        await asyncio.Event().wait()
+        raise AssertionError("nobody sets the event")
+
+    response = await Door(handle, limits)(Request(_request(ASKED).scope, receive))
+
+    assert response.status_code == 408
+    assert "within 0.05 seconds" in bytes(response.body).decode()
+    assert not handle.asked
+
+
+async def test_a_client_that_hangs_up_in_its_body_is_no_error() -> None:
+    handle = Handle()
+
+    async def receive() -> dict[str, Any]:
+        return {"type": "http.disconnect"}
+
+    response = await Door(handle, LIMITS)(Request(_request(ASKED).scope, receive))
+
+    assert response.status_code == 499
+    assert not handle.asked
+
+
 async def test_what_is_beyond_the_limit_of_a_body_is_left_unread() -> None:
     parts = 0
 
@@ -236,6 +263,7 @@ async def test_keys_are_those_of_the_environment(
         ({"settings": {"cache_entries": -1}}, "cache_entries: "),
         ({"settings": {"model": "a"}}, "settings: 'model' is not for here"),
         ({"limits": {"max_bodies": 1}}, "limits: unknown: max_bodies"),
+        ({"limits": {"body_timeout_s": "soon"}}, "body_timeout_s: expected seconds above 0"),
         ({"limits": {"max_requests": 0}}, "max_requests: expected a whole number"),
         ({"limits": {"api_keys": ["k"]}}, "keys are read from RERANK_PLUGINS_SERVICE_API_KEYS"),
     ],

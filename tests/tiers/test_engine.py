@@ -226,8 +226,8 @@ async def test_a_cancelled_call_leaves_its_pairs_to_others(held: HeldStore) -> N
 def test_ctrl_c_in_the_middle_of_a_look_loses_no_ticket(
     open_reranker: Callable[..., tuple[Reranker, FakeScorer]], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    reranker, _ = open_reranker(shared_cache="any", **PATIENT)
     monkeypatch.setattr("rerank_plugins.registry.find_store", lambda config: HeldStore)
+    reranker, _ = open_reranker(shared_cache="any", **PATIENT)
     reranker.warmup()
 
     def interrupt(*_: object) -> dict[bytes, Any]:

@@ -54,6 +54,22 @@ def test_each_failure_doubles_the_pause_up_to_the_longest() -> None:
     assert outage.admits()
 
 
+def test_those_who_were_let_through_together_fail_once() -> None:
+    clock = Clock()
+    outage = Outage("reading", clock=clock)
+    for _ in range(10):
+        assert outage.admits()
+    for _ in range(10):
+        outage.failed(OSError("gone"))
+    clock.now += 1.0
+    assert outage.admits()
+
+    outage.failed(OSError("gone"))
+    outage.failed(OSError("gone"))
+    clock.now += 2.0
+    assert outage.admits()
+
+
 def test_whoever_tries_and_never_comes_back_keeps_others_out_for_one_pause() -> None:
     clock = Clock()
     outage = Outage("reading", clock=clock)

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import threading
 import time
 from typing import TYPE_CHECKING
 
 import pytest
 
 from rerank_plugins import Reranker
+from rerank_plugins.registry import ENGINES
 from rerank_plugins.testing import FakeScorer
+from rerank_plugins.tiers import shared
 from rerank_plugins.tiers.shared import SharedCache
 from tests.tiers.under_load import Load
 
@@ -182,3 +185,20 @@ def test_a_fork_asks_every_engine_to_pause_and_to_go_on(
         assert told == ["pause", "go on"]
         reranker.clear_cache()
         assert reranker.rank("fox", ["a fox"])[0].logit == 1.0
+
+
+def test_threads_that_fork_at_the_same_time_let_each_store_go_on(
+    where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(shared, "FORK_WAIT_S", 0.01)
+    with Reranker(FakeScorer(), shared_cache=where, **PATIENT) as reranker:
+        reranker.rank("fox", ["a fox"])
+        ENGINES.before_fork()
+        other = threading.Thread(target=ENGINES.before_fork)
+        other.start()
+        other.join()
+        ENGINES.after_fork_in_parent()
+
+        reranker.clear_cache()
+        reranker.rank("fox", ["a fox"])
+        assert reranker.stats()["fake"].shared_errors == 0
