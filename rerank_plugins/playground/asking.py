@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from rerank_plugins.cleaning import default_detector
-from rerank_plugins.config import RerankConfig
 from rerank_plugins.documents import Reading, parse_documents
 from rerank_plugins.errors import InputError, RerankError
 from rerank_plugins.events import Observer
+from rerank_plugins.registry import config_of_another
 from rerank_plugins.requests import Keep, check_query, check_text, choice_of
 from rerank_plugins.reranker import Reranker
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Self
 
+    from rerank_plugins.config import RerankConfig
     from rerank_plugins.documents import SourceDocument, Split
     from rerank_plugins.events import RequestEvent
     from rerank_plugins.results import Ranking
@@ -165,8 +166,10 @@ class Playground:
         )
 
     def _open(self, name: str) -> _Model:
-        given = self.config.model_dump() | {"model": name, "observers": [self._last]}
-        reranker = Reranker.from_config(RerankConfig(**given))
+        # The key goes along to the configured model, and to no other.
+        config = self.config if name == self.config.model else config_of_another(name, self.config)
+        config = config.model_copy(update={"observers": (self._last,)})
+        reranker = Reranker.from_config(config)
         try:
             reranker.warmup()
             return _Model(reranker, reranker.takes_instruction)

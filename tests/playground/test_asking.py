@@ -271,3 +271,28 @@ def test_what_nobody_expected_is_logged_without_its_words(
     for told in (result, caplog.text):
         assert "secret private" not in told
         assert "private words" not in told
+
+
+def test_the_key_and_what_belongs_to_it_go_to_the_configured_model_alone(
+    monkeypatch: pytest.MonkeyPatch, no_leaks: None
+) -> None:
+    opened: dict[str, RerankConfig] = {}
+
+    def open_fake(config: RerankConfig) -> FakeScorer:
+        opened[config.model] = config
+        return FakeScorer(name=config.model)
+
+    monkeypatch.setattr("rerank_plugins.registry.open_scorer", open_fake)
+    ours, other = "https://ours.invalid", "https://other.invalid"
+    config = RerankConfig(model=ours, dialect="vllm", remote_model="acme/ranker", api_key="sesame")
+
+    with Playground(config, (ours, other, "lexical")) as playground:
+        assert playground.names == [ours, other, "lexical"]
+
+    assert opened[ours].api_key is not None
+    assert opened[ours].api_key.get_secret_value() == "sesame"
+    assert opened[ours].remote_model == "acme/ranker"
+    for name in (other, "lexical"):
+        assert opened[name].api_key is None
+        assert opened[name].remote_model is None
+        assert opened[name].dialect == "auto"
