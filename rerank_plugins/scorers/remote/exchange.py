@@ -48,6 +48,10 @@ class Exchange:
     """A pool of connections to the servers of one scorer; of one event loop.
 
     Proxies are those of the variables that httpx reads, but for addresses of this machine.
+
+    Raises:
+        Failure: what those variables name cannot be used.
+        MissingExtraError: httpx is not installed.
     """
 
     def __init__(self, addresses: Sequence[str], api_key: str | None) -> None:
@@ -56,15 +60,30 @@ class Exchange:
         headers = {
             "user-agent": f"rerank-plugins/{version('rerank-plugins')}",
             "accept": "application/json",
+            # A few bytes that are packed twice unpack into gigabytes before they can be counted.
+            "accept-encoding": "identity",
         }
         if api_key is not None:
             headers["authorization"] = f"Bearer {api_key}"
-        self._client: httpx.AsyncClient = self._httpx.AsyncClient(
-            headers=headers,
-            timeout=self._httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
-            limits=self._httpx.Limits(max_connections=None, keepalive_expiry=KEEP_ALIVE_S),
-            mounts={address: None for address in addresses if is_loopback(address)},
-            follow_redirects=False,
+        try:
+            self._client: httpx.AsyncClient = self._httpx.AsyncClient(
+                headers=headers,
+                timeout=self._httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
+                limits=self._httpx.Limits(max_connections=None, keepalive_expiry=KEEP_ALIVE_S),
+                mounts={address: None for address in addresses if is_loopback(address)},
+                follow_redirects=False,
+            )
+        except (ImportError, OSError) as exc:
+            why = first_line(exc)
+        except (ValueError, self._httpx.InvalidURL) as exc:
+            # Its words may be a part of the proxy's password.
+            why = type(exc).__name__
+        else:
+            return
+        raise Failure(
+            Kind.MISSING,
+            "the proxy or the certificates that the environment names (HTTPS_PROXY, NO_PROXY, "
+            f"SSL_CERT_FILE and their kin) cannot be used: {why}",
         )
 
     async def get(self, address: str, path: str, *, seconds: float) -> object:
@@ -118,6 +137,10 @@ class Exchange:
             failure = Failure(Kind.DOWN, f"{url} gave no answer within {seconds:.3g} s")
         except self._httpx.RequestError as exc:
             failure = self._translated(exc, url)
+        except (self._httpx.InvalidURL, ValueError) as exc:
+            # A host that no resolver can be asked for; httpx has no error of its own for some.
+            words = first_line(exc) or type(exc).__name__
+            failure = Failure(Kind.DOWN, f"{url} is no address that can be asked: {words}")
         else:
             if response.status_code == 200:
                 return read_json(body, url)
@@ -153,9 +176,13 @@ class Exchange:
 
 
 async def _read(response: httpx.Response, url: str) -> bytes:
-    """Read a body, as far as it may go."""
+    """Read a body as it comes, as far as it may go."""
+    if response.headers.get("content-encoding", "identity").lower() != "identity":
+        if response.status_code == 200:
+            raise Failure(Kind.BROKEN, f"{url} answered with what is packed, and was asked not to")
+        return b""
     body = bytearray()
-    async for part in response.aiter_bytes():
+    async for part in response.aiter_raw():
         body += part
         if len(body) > MOST_ANSWER_BYTES:
             raise Failure(Kind.BROKEN, f"{url} answers without end")
