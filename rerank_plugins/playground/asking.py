@@ -13,6 +13,7 @@ from rerank_plugins.events import Observer
 from rerank_plugins.registry import config_of_another
 from rerank_plugins.requests import Keep, check_query, check_text, choice_of
 from rerank_plugins.reranker import Reranker
+from rerank_plugins.server_addresses import addresses_of, is_loopback, is_remote
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -132,6 +133,14 @@ class Playground:
     def names(self) -> list[str]:
         """The models by name, in the order in which they were given."""
         return list(self._opened)
+
+    @property
+    def elsewhere(self) -> list[str]:
+        """The addresses, of other machines than this one, that texts may be sent to."""
+        config = self.config
+        models = (*self._opened, *config.fallback, *config.language_models.values())
+        addresses = [each for name in models if is_remote(name) for each in addresses_of(name)]
+        return [each for each in dict.fromkeys(addresses) if not is_loopback(each)]
 
     @property
     def takes_instruction(self) -> bool:

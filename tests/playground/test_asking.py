@@ -296,3 +296,16 @@ def test_the_key_and_what_belongs_to_it_go_to_the_configured_model_alone(
         assert opened[name].api_key is None
         assert opened[name].remote_model is None
         assert opened[name].dialect == "auto"
+
+
+def test_the_page_says_where_texts_are_sent(open_playground: Open) -> None:
+    pytest.importorskip("gradio")
+    from rerank_plugins.playground.page import header
+
+    here = open_playground("one", "http://127.0.0.1:9", "http://localhost:9")
+    away = open_playground("one", "https://a.invalid,https://b.invalid", fallback=["http://c.test"])
+
+    assert here.elsewhere == []
+    assert away.elsewhere == ["https://a.invalid", "https://b.invalid", "http://c.test"]
+    for playground, words in ((here, "Texts stay on"), (away, "Texts are sent to https://a.")):
+        assert words in header(playground.elsewhere)
