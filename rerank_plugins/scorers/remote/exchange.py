@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     import httpx
+    from pydantic import SecretStr
 
 CONNECT_TIMEOUT_S: Final = 5.0
 """A server that lives answers a connection at once, however busy it is."""
@@ -54,25 +55,12 @@ class Exchange:
         MissingExtraError: httpx is not installed.
     """
 
-    def __init__(self, addresses: Sequence[str], api_key: str | None) -> None:
+    def __init__(self, addresses: Sequence[str], api_key: SecretStr | None) -> None:
         self._httpx: Any = import_httpx()
+        # Never a plain string in a frame that an error passes: some log its local variables.
         self._key = api_key
-        headers = {
-            "user-agent": f"rerank-plugins/{version('rerank-plugins')}",
-            "accept": "application/json",
-            # A few bytes that are packed twice unpack into gigabytes before they can be counted.
-            "accept-encoding": "identity",
-        }
-        if api_key is not None:
-            headers["authorization"] = f"Bearer {api_key}"
         try:
-            self._client: httpx.AsyncClient = self._httpx.AsyncClient(
-                headers=headers,
-                timeout=self._httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
-                limits=self._httpx.Limits(max_connections=None, keepalive_expiry=KEEP_ALIVE_S),
-                mounts={address: None for address in addresses if is_loopback(address)},
-                follow_redirects=False,
-            )
+            self._client = self._opened(addresses)
         except (ImportError, OSError) as exc:
             why = first_line(exc)
         except (ValueError, self._httpx.InvalidURL) as exc:
@@ -85,6 +73,24 @@ class Exchange:
             "the proxy or the certificates that the environment names (HTTPS_PROXY, NO_PROXY, "
             f"SSL_CERT_FILE and their kin) cannot be used: {why}",
         )
+
+    def _opened(self, addresses: Sequence[str]) -> httpx.AsyncClient:
+        headers = {
+            "user-agent": f"rerank-plugins/{version('rerank-plugins')}",
+            "accept": "application/json",
+            # A few bytes that are packed twice unpack into gigabytes before they can be counted.
+            "accept-encoding": "identity",
+        }
+        if self._key is not None:
+            headers["authorization"] = f"Bearer {self._key.get_secret_value()}"
+        client: httpx.AsyncClient = self._httpx.AsyncClient(
+            headers=headers,
+            timeout=self._httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
+            limits=self._httpx.Limits(max_connections=None, keepalive_expiry=KEEP_ALIVE_S),
+            mounts={address: None for address in addresses if is_loopback(address)},
+            follow_redirects=False,
+        )
+        return client
 
     async def get(self, address: str, path: str, *, seconds: float) -> object:
         """Return the JSON at *path*.
@@ -170,7 +176,8 @@ class Exchange:
         elif kind is Kind.DENIED:
             words += ": it wants another api_key" if self._key else ": it wants an api_key"
         else:
-            words += said(body, texts, secret=self._key)
+            secret = None if self._key is None else self._key.get_secret_value()
+            words += said(body, texts, secret=secret)
         wait = retry_after_s(response.headers.get("retry-after"), time.time())
         return Failure(kind, words, retry_after_s=wait)
 

@@ -40,13 +40,12 @@ def open_remote_scorer(config: RerankConfig) -> RemoteScorer:
         MissingExtraError: httpx is not installed.
     """
     addresses = addresses_of(config.model)
-    key = None if config.api_key is None else config.api_key.get_secret_value()
     plain = [each for each in addresses if is_plain(each) and not is_loopback(each)]
-    if key is not None and plain:
+    if config.api_key is not None and plain:
         logger.warning("api_key goes to %s unencrypted; use https", ", ".join(plain))
     fleet = Fleet(addresses)
     try:
-        exchange = Exchange(addresses, key)
+        exchange = Exchange(addresses, config.api_key)
     except Failure as failure:
         raise ModelLoadError(config.model, str(failure)) from None
     introduce = partial(_introduce, exchange, config)

@@ -46,9 +46,6 @@ LOOK_S: Final = 0.25
 PATIENT_S: Final = 1.0
 """Who is left after less than that has done nothing wrong: callers come and go."""
 
-_GONE: Final = (Kind.CUT, Kind.DOWN)
-"""Failures after which a server may be another process, with another model."""
-
 BATCH_TOKENS: Final = 32_768
 """Two of TEI's own batches: one is scored while the next is sent, read and taken apart."""
 
@@ -219,7 +216,8 @@ class RemoteScorer:
             answers = read_answer(body, served.row, len(part.pairs), server.address)
         except Failure as failure:
             server.failed(failure.rule.strikes, self._fleet.clock(), str(failure))
-            if failure.kind in _GONE:
+            if failure.kind is Kind.CUT:
+                # It may be another process by now, with another model.
                 server.served = None
             raise
         except asyncio.CancelledError:

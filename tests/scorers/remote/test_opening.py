@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pydantic import SecretStr
 
 from rerank_plugins import (
     ConfigError,
@@ -93,6 +95,23 @@ def test_the_key_is_sent_and_shown_nowhere(
     # Not even as stars, which would be read back as the key.
     assert "api_key" not in config.model_dump()
     assert "api_key" not in json.loads(config.model_dump_json(exclude={"observers"}))
+
+
+@pytest.mark.parametrize("proxy", [None, "foo://proxy"])
+def test_tracebacks_with_local_variables_do_not_show_the_key(
+    proxy: str | None, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    if proxy is not None:
+        monkeypatch.setenv("HTTPS_PROXY", proxy)
+    reranker = connect("https://gpu.invalid", api_key=SecretStr(KEY))
+
+    with pytest.raises(ModelLoadError) as caught:
+        reranker.warmup()
+
+    shown = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+    assert not [line for line in shown.format() if KEY in line]
 
 
 def test_the_key_travels_where_settings_do() -> None:
