@@ -198,7 +198,6 @@ def test_retry_after_is_kept_to(
 ) -> None:
     monkeypatch.setattr(retries, "FIRST_WAIT_S", 0.0)
     server = serve("infinity")
-    server.faults.append(status(429, b"", retry_after="1"))
     reranker = connect(server)
     reranker.warmup()
     server.faults.append(status(429, b"", retry_after="1"))
