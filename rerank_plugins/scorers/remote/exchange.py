@@ -70,7 +70,7 @@ class Exchange:
             return
         raise Failure(
             Kind.MISSING,
-            "the proxy or the certificates that the environment names (HTTPS_PROXY, NO_PROXY, "
+            "the proxy or the certificates that variables name (HTTPS_PROXY, NO_PROXY, "
             f"SSL_CERT_FILE and their kin) cannot be used: {why}",
         )
 

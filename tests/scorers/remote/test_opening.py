@@ -172,7 +172,7 @@ def test_an_environment_that_cannot_be_used_is_named(
         monkeypatch.delenv(each, raising=False)
     monkeypatch.setenv(name, value)
 
-    with pytest.raises(ModelLoadError, match="the environment names") as caught:
+    with pytest.raises(ModelLoadError, match="that variables name") as caught:
         connect("https://gpu.invalid").warmup()
 
     assert "hunter2" not in str(caught.value)
