@@ -257,7 +257,7 @@ class Leases:
                 )
         else:
             if model != config.model:
-                config = _config_of_another(model, config)
+                config = config_of_another(model, config)
             settings_of_it = (getattr(config, name) for name in _ENGINE_SETTINGS)
             key = (model, _content_of(config.family), *settings_of_it)
             openers = [partial(open_scorer, each) for each in _replicas(config)]
@@ -276,7 +276,7 @@ class Leases:
         return key, settings, make
 
 
-def _config_of_another(model: str, config: RerankConfig) -> RerankConfig:
+def config_of_another(model: str, config: RerankConfig) -> RerankConfig:
     """Return the settings of a *model* that *config* routes or falls back to."""
     # These speak of the model that was configured.
     update: dict[str, object] = {

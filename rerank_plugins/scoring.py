@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
@@ -138,14 +139,18 @@ class BatchScoring:
         self.entered = batch
         pairs = [piece.encoded for piece in batch]
         if self._takes_deadline:
-            tickets = [piece.ticket for piece in batch]
-            until = partial(self._cache.wanted_until, tickets)
+            until = _Until(self._cache, [piece.ticket for piece in batch])
             found = cast("DeadlineScorer[Any]", self._scorer).forward(pairs, until=until)
+            over = until.passed
         else:
-            found = self._scorer.forward(pairs)
+            found, over = self._scorer.forward(pairs), False
         logits, failures = np.asarray(found), dict[int, Exception]()
         if logits.shape == (len(batch),) and logits.dtype.kind == "O":
-            failures = {i: each for i, each in enumerate(logits) if isinstance(each, Exception)}
+            failures = {
+                i: each if over else _not_given_up(each)
+                for i, each in enumerate(logits)
+                if isinstance(each, Exception)
+            }
             logits = np.asarray([0.0 if i in failures else each for i, each in enumerate(logits)])
         if logits.shape != (len(batch),) or logits.dtype.kind not in "fiu":
             raise _BrokenContractError(
@@ -195,6 +200,31 @@ def _scoring_error(waiter: Waiter, *, scorer: str, cause: BaseException) -> Rera
         error = failed(message, retryable=retryable)
     error.__cause__ = cause
     return error
+
+
+def _not_given_up(error: Exception) -> Exception:
+    """Return *error* as the pair's own: somebody waits, and would without end if it came again."""
+    if not isinstance(error, RerankTimeoutError):
+        return error
+    return ScoringError(words_of(error), retryable=True)
+
+
+class _Until:
+    """Says until when somebody waits for *tickets*, and remembers what it said last."""
+
+    def __init__(self, cache: PairCache, tickets: Sequence[Ticket]) -> None:
+        self._cache = cache
+        self._tickets = tickets
+        self._said: float | None = None
+
+    def __call__(self) -> float | None:
+        self._said = self._cache.wanted_until(self._tickets)
+        return self._said
+
+    @property
+    def passed(self) -> bool:
+        """Whether what was said last is over: only then may pairs be given up."""
+        return self._said is not None and self._said <= time.monotonic()
 
 
 class _BrokenContractError(ScoringError):

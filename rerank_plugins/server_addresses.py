@@ -41,6 +41,11 @@ def check_addresses(models: Iterable[str]) -> None:
             raise ValueError("an address of the model stands twice")
 
 
+def is_plain(address: str) -> bool:
+    """Whether what is sent to *address* is not encrypted."""
+    return urlsplit(address).scheme == "http"
+
+
 def is_loopback(address: str) -> bool:
     """Whether *address* is one of this machine, that nothing sent to leaves it."""
     host = urlsplit(address).hostname or ""
@@ -63,6 +68,10 @@ def _check(address: str) -> None:
         raise ValueError(
             "an address of the model holds a user or password, which would get into logs; leave "
             "it out, and hand a token over as api_key"
+        )
+    if any(letter.isspace() or not letter.isprintable() for letter in address):
+        raise ValueError(
+            f"an address of the model holds a blank or a letter that cannot be seen: {address!r}"
         )
     if parts.query or parts.fragment or "?" in address or "#" in address:
         raise ValueError(

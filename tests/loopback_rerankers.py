@@ -79,6 +79,8 @@ class RerankServer:
 
 class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
+    # Without, each answer waits 40 ms for what acknowledges its head.
+    disable_nagle_algorithm = True
     server: Loopback  # type: ignore[assignment]  # the only server that has this handler
 
     @property

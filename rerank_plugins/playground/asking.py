@@ -7,17 +7,19 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
 from rerank_plugins.cleaning import default_detector
-from rerank_plugins.config import RerankConfig
 from rerank_plugins.documents import Reading, parse_documents
 from rerank_plugins.errors import InputError, RerankError
 from rerank_plugins.events import Observer
+from rerank_plugins.registry import config_of_another
 from rerank_plugins.requests import Keep, check_query, check_text, choice_of
 from rerank_plugins.reranker import Reranker
+from rerank_plugins.server_addresses import addresses_of, is_loopback, is_remote
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Self
 
+    from rerank_plugins.config import RerankConfig
     from rerank_plugins.documents import SourceDocument, Split
     from rerank_plugins.events import RequestEvent
     from rerank_plugins.results import Ranking
@@ -133,6 +135,14 @@ class Playground:
         return list(self._opened)
 
     @property
+    def elsewhere(self) -> list[str]:
+        """The addresses, of other machines than this one, that texts may be sent to."""
+        config = self.config
+        models = (*self._opened, *config.fallback, *config.language_models.values())
+        addresses = [each for name in models if is_remote(name) for each in addresses_of(name)]
+        return [each for each in dict.fromkeys(addresses) if not is_loopback(each)]
+
+    @property
     def takes_instruction(self) -> bool:
         """Whether one of the models can be told what to look for."""
         return any(model.takes_instruction for model in self._opened.values())
@@ -165,8 +175,10 @@ class Playground:
         )
 
     def _open(self, name: str) -> _Model:
-        given = self.config.model_dump() | {"model": name, "observers": [self._last]}
-        reranker = Reranker.from_config(RerankConfig(**given))
+        # The key goes along to the configured model, and to no other.
+        config = self.config if name == self.config.model else config_of_another(name, self.config)
+        config = config.model_copy(update={"observers": (self._last,)})
+        reranker = Reranker.from_config(config)
         try:
             reranker.warmup()
             return _Model(reranker, reranker.takes_instruction)

@@ -97,7 +97,7 @@ class Guard:
             return receive
         if scope["method"] != "POST" or path != _JOIN:
             raise _RefusedError(405, "the page does not ask so")
-        if urlsplit(headers.get(b"origin", f"//{host}")).netloc.lower() != host:
+        if _origin_of(headers.get(b"origin", f"//{host}")) != host:
             raise _RefusedError(403, "asked by another page")
         body = await _body(receive)
         _check_plain(body)
@@ -107,6 +107,14 @@ class Guard:
 def _name_of(host: str) -> str:
     """Return the host of a Host header, without its port."""
     return host[1:].partition("]")[0] if host.startswith("[") else host.partition(":")[0]
+
+
+def _origin_of(address: str) -> str | None:
+    """Return host and port of an Origin header, None where it cannot be read."""
+    try:
+        return urlsplit(address).netloc.lower()
+    except ValueError:
+        return None
 
 
 async def _body(receive: Receive) -> bytes:

@@ -25,9 +25,11 @@ except ModuleNotFoundError as exc:
     ) from exc
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from rerank_plugins.playground.asking import Playground
 
-__all__ = ["CSS", "THEME", "Form", "answer", "build_page"]
+__all__ = ["CSS", "THEME", "Form", "answer", "build_page", "header"]
 
 _log = logging.getLogger(__name__)
 
@@ -66,7 +68,7 @@ def build_page(playground: Playground) -> gr.Blocks:
     """Return the page of an open playground; nothing is served yet, and nothing phones home."""
     page = gr.Blocks(title="Reranking playground", analytics_enabled=False)
     with page:
-        gr.HTML(_HEADER, apply_default_css=False, js_on_load=None)
+        gr.HTML(header(playground.elsewhere), apply_default_css=False, js_on_load=None)
         with gr.Row(elem_classes="rp-columns"):
             with gr.Column(elem_classes="rp-asked", min_width=280):
                 query, *others, button = _inputs(playground)
@@ -126,10 +128,16 @@ _SHOW: Final = """() => {
     if (told.getBoundingClientRect().top > 0.7 * innerHeight) told.scrollIntoView();
 }"""
 
-_HEADER: Final = (
-    '<header class="rp-header"><h1>Reranking playground</h1><p>See what a reranker does to the '
-    "order of your documents. Texts stay on the machine that serves this page.</p></header>"
-)
+
+def header(elsewhere: Sequence[str]) -> str:
+    """Say what the page is, and to which servers *elsewhere* its texts are sent."""
+    where = "stay on the machine that serves this page"
+    if elsewhere:
+        where = f"are sent to {escape(', '.join(elsewhere))}"
+    return (
+        '<header class="rp-header"><h1>Reranking playground</h1><p>See what a reranker does to the '
+        f"order of your documents. Texts {where}.</p></header>"
+    )
 
 
 class Form:

@@ -150,3 +150,27 @@ def test_what_is_given_up_and_wanted_by_nobody_is_dropped(open_reranker: Opener)
 
     stats = reranker.stats()["fake"]
     assert (stats.pairs_dropped, stats.pairs_failed) == (1, 0)
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_a_pair_that_is_given_up_while_somebody_waits_has_failed(
+    open_reranker: Opener, *, told: bool
+) -> None:
+    class Impatient(FakeScorer):
+        def forward(self, pairs: Sequence[Any]) -> list[Any]:
+            super().forward(pairs)
+            return [RerankTimeoutError("its own deadline") for _ in pairs]
+
+    class Told(Impatient):
+        def forward(self, pairs: Sequence[Any], *, until: Until | None = None) -> list[Any]:
+            assert until is not None
+            assert until() is None
+            return super().forward(pairs)
+
+    reranker, scorer = open_reranker(Told() if told else Impatient())
+
+    with pytest.raises(ScoringError, match="its own deadline"):
+        reranker.rank("fox", ["a"])
+
+    assert len(scorer.batches) == 1
+    assert reranker.stats()["fake"].workers_replaced == 0

@@ -271,3 +271,41 @@ def test_what_nobody_expected_is_logged_without_its_words(
     for told in (result, caplog.text):
         assert "secret private" not in told
         assert "private words" not in told
+
+
+def test_the_key_and_what_belongs_to_it_go_to_the_configured_model_alone(
+    monkeypatch: pytest.MonkeyPatch, no_leaks: None
+) -> None:
+    opened: dict[str, RerankConfig] = {}
+
+    def open_fake(config: RerankConfig) -> FakeScorer:
+        opened[config.model] = config
+        return FakeScorer(name=config.model)
+
+    monkeypatch.setattr("rerank_plugins.registry.open_scorer", open_fake)
+    ours, other = "https://ours.invalid", "https://other.invalid"
+    config = RerankConfig(model=ours, dialect="vllm", remote_model="acme/ranker", api_key="sesame")
+
+    with Playground(config, (ours, other, "lexical")) as playground:
+        assert playground.names == [ours, other, "lexical"]
+
+    assert opened[ours].api_key is not None
+    assert opened[ours].api_key.get_secret_value() == "sesame"
+    assert opened[ours].remote_model == "acme/ranker"
+    for name in (other, "lexical"):
+        assert opened[name].api_key is None
+        assert opened[name].remote_model is None
+        assert opened[name].dialect == "auto"
+
+
+def test_the_page_says_where_texts_are_sent(open_playground: Open) -> None:
+    pytest.importorskip("gradio")
+    from rerank_plugins.playground.page import header
+
+    here = open_playground("one", "http://127.0.0.1:9", "http://localhost:9")
+    away = open_playground("one", "https://a.invalid,https://b.invalid", fallback=["http://c.test"])
+
+    assert here.elsewhere == []
+    assert away.elsewhere == ["https://a.invalid", "https://b.invalid", "http://c.test"]
+    for playground, words in ((here, "Texts stay on"), (away, "Texts are sent to https://a.")):
+        assert words in header(playground.elsewhere)

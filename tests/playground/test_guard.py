@@ -112,7 +112,9 @@ async def test_a_question_comes_through_as_it_was_asked() -> None:
     assert [json.loads(body) for _, body in seen] == [PLAIN]
 
 
-@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://127.0.0.1:9"])
+@pytest.mark.parametrize(
+    "origin", ["http://evil.example", "null", "http://127.0.0.1:9", "http://["]
+)
 async def test_another_page_may_not_ask(origin: str) -> None:
     answer, seen = await _ask("POST", JOIN, json=PLAIN, headers={"origin": origin})
     assert (answer.status_code, seen) == (403, [])

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from types import ModuleType
 
     import httpx
+    from pydantic import SecretStr
 
 CONNECT_TIMEOUT_S: Final = 5.0
 """A server that lives answers a connection at once, however busy it is."""
@@ -48,24 +49,48 @@ class Exchange:
     """A pool of connections to the servers of one scorer; of one event loop.
 
     Proxies are those of the variables that httpx reads, but for addresses of this machine.
+
+    Raises:
+        Failure: what those variables name cannot be used.
+        MissingExtraError: httpx is not installed.
     """
 
-    def __init__(self, addresses: Sequence[str], api_key: str | None) -> None:
+    def __init__(self, addresses: Sequence[str], api_key: SecretStr | None) -> None:
         self._httpx: Any = import_httpx()
+        # Never a plain string in a frame that an error passes: some log its local variables.
         self._key = api_key
+        try:
+            self._client = self._opened(addresses)
+        except (ImportError, OSError) as exc:
+            why = first_line(exc)
+        except (ValueError, self._httpx.InvalidURL) as exc:
+            # Its words may be a part of the proxy's password.
+            why = type(exc).__name__
+        else:
+            return
+        raise Failure(
+            Kind.MISSING,
+            "the proxy or the certificates that variables name (HTTPS_PROXY, NO_PROXY, "
+            f"SSL_CERT_FILE and their kin) cannot be used: {why}",
+        )
+
+    def _opened(self, addresses: Sequence[str]) -> httpx.AsyncClient:
         headers = {
             "user-agent": f"rerank-plugins/{version('rerank-plugins')}",
             "accept": "application/json",
+            # A few bytes that are packed twice unpack into gigabytes before they can be counted.
+            "accept-encoding": "identity",
         }
-        if api_key is not None:
-            headers["authorization"] = f"Bearer {api_key}"
-        self._client: httpx.AsyncClient = self._httpx.AsyncClient(
+        if self._key is not None:
+            headers["authorization"] = f"Bearer {self._key.get_secret_value()}"
+        client: httpx.AsyncClient = self._httpx.AsyncClient(
             headers=headers,
             timeout=self._httpx.Timeout(None, connect=CONNECT_TIMEOUT_S),
             limits=self._httpx.Limits(max_connections=None, keepalive_expiry=KEEP_ALIVE_S),
             mounts={address: None for address in addresses if is_loopback(address)},
             follow_redirects=False,
         )
+        return client
 
     async def get(self, address: str, path: str, *, seconds: float) -> object:
         """Return the JSON at *path*.
@@ -118,6 +143,10 @@ class Exchange:
             failure = Failure(Kind.DOWN, f"{url} gave no answer within {seconds:.3g} s")
         except self._httpx.RequestError as exc:
             failure = self._translated(exc, url)
+        except (self._httpx.InvalidURL, ValueError) as exc:
+            # A host that no resolver can be asked for; httpx has no error of its own for some.
+            words = first_line(exc) or type(exc).__name__
+            failure = Failure(Kind.DOWN, f"{url} is no address that can be asked: {words}")
         else:
             if response.status_code == 200:
                 return read_json(body, url)
@@ -147,15 +176,20 @@ class Exchange:
         elif kind is Kind.DENIED:
             words += ": it wants another api_key" if self._key else ": it wants an api_key"
         else:
-            words += said(body, texts, secret=self._key)
+            secret = None if self._key is None else self._key.get_secret_value()
+            words += said(body, texts, secret=secret)
         wait = retry_after_s(response.headers.get("retry-after"), time.time())
         return Failure(kind, words, retry_after_s=wait)
 
 
 async def _read(response: httpx.Response, url: str) -> bytes:
-    """Read a body, as far as it may go."""
+    """Read a body as it comes, as far as it may go."""
+    if response.headers.get("content-encoding", "identity").lower() != "identity":
+        if response.status_code == 200:
+            raise Failure(Kind.BROKEN, f"{url} answered with what is packed, and was asked not to")
+        return b""
     body = bytearray()
-    async for part in response.aiter_bytes():
+    async for part in response.aiter_raw():
         body += part
         if len(body) > MOST_ANSWER_BYTES:
             raise Failure(Kind.BROKEN, f"{url} answers without end")

@@ -20,6 +20,9 @@ LONGEST_SAID: Final = 200
 _QUOTED: Final = 20
 """A server that repeats so many characters of a text quotes it, and its words are left out."""
 
+_STRIDE: Final = 5
+"""Within a text, it has to repeat up to so many more to be found out."""
+
 
 @dataclass(frozen=True, slots=True)
 class _Rule:
@@ -110,7 +113,7 @@ def retry_after_s(header: str | None, now: float) -> float | None:
         return float(header)
     try:
         return max(0.0, parsedate_to_datetime(header).timestamp() - now)
-    except ValueError:
+    except (ValueError, OverflowError):
         return None
 
 
@@ -124,11 +127,24 @@ def said(content: bytes, texts: Iterable[str] = (), *, secret: str | None = None
         words = _words_in(json.loads(content))
     except (ValueError, RecursionError):
         return ""
-    words = " ".join("".join(c if c.isprintable() else " " for c in words).split())
-    quotes = any(text[:_QUOTED] in words for text in texts if text)
-    if not words or quotes or (secret is not None and secret in words):
+    words = _on_a_line(words)
+    if not words or (secret is not None and secret in words):
+        return ""
+    if any(_quotes(words, _on_a_line(text)) for text in texts):
         return ""
     return f": {words if len(words) <= LONGEST_SAID else words[:LONGEST_SAID] + '…'}"
+
+
+def _on_a_line(text: str) -> str:
+    return " ".join("".join(c if c.isprintable() else " " for c in text).split())
+
+
+def _quotes(words: str, text: str) -> bool:
+    """Whether *words*, as far as they are repeated, have the beginning or a part of *text*."""
+    if not text:
+        return False
+    parts = range(0, min(len(words), LONGEST_SAID) - _QUOTED + 1, _STRIDE)
+    return text[:_QUOTED] in words or any(words[at : at + _QUOTED] in text for at in parts)
 
 
 def _words_in(body: object) -> str:

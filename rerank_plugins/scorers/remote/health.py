@@ -20,6 +20,9 @@ FIRST_REST_S: Final = 1.0
 LONGEST_REST_S: Final = 30.0
 """A server that was repaired is found within half a minute."""
 
+FRESH_S: Final = 30.0
+"""How long it is believed what a server said of itself: another model may answer there by now."""
+
 _GROWTH: Final = 2.0
 
 
@@ -29,6 +32,7 @@ class Server:
     def __init__(self, address: str) -> None:
         self.address = address
         self.served: Served | None = None
+        self.asked_again_at = 0.0
         self.outstanding = 0
         self.resting_until = 0.0
         self.asked_at = 0
@@ -39,6 +43,17 @@ class Server:
     def ready(self, now: float) -> bool:
         """Whether it may be asked: not while it rests, and after that by one caller at a time."""
         return now >= self.resting_until and not (self._suspect and self.outstanding)
+
+    def introduced(self, served: Served, now: float) -> None:
+        """Note what it says that it serves."""
+        self.served, self.asked_again_at = served, now + FRESH_S
+
+    def doubted(self, now: float) -> bool:
+        """Whether it is time to hear again what it serves: for one request, not for all."""
+        if now < self.asked_again_at:
+            return False
+        self.asked_again_at = now + FRESH_S
+        return True
 
     def answered(self) -> None:
         """Note a success."""

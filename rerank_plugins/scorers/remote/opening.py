@@ -13,7 +13,7 @@ from rerank_plugins.scorers.remote.failures import Failure, Kind
 from rerank_plugins.scorers.remote.health import MOST_STRIKES, Fleet
 from rerank_plugins.scorers.remote.identity import identify
 from rerank_plugins.scorers.remote.scorer import RemoteScorer
-from rerank_plugins.server_addresses import addresses_of, is_loopback
+from rerank_plugins.server_addresses import addresses_of, is_loopback, is_plain
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -40,12 +40,14 @@ def open_remote_scorer(config: RerankConfig) -> RemoteScorer:
         MissingExtraError: httpx is not installed.
     """
     addresses = addresses_of(config.model)
-    key = None if config.api_key is None else config.api_key.get_secret_value()
-    plain = [each for each in addresses if each.startswith("http://") and not is_loopback(each)]
-    if key is not None and plain:
+    plain = [each for each in addresses if is_plain(each) and not is_loopback(each)]
+    if config.api_key is not None and plain:
         logger.warning("api_key goes to %s unencrypted; use https", ", ".join(plain))
     fleet = Fleet(addresses)
-    exchange = Exchange(addresses, key)
+    try:
+        exchange = Exchange(addresses, config.api_key)
+    except Failure as failure:
+        raise ModelLoadError(config.model, str(failure)) from None
     introduce = partial(_introduce, exchange, config)
     runner = asyncio.Runner()
     try:
@@ -84,7 +86,7 @@ async def _open(
                 f"model: its servers would not answer alike; {address} serves {first.identity}, "
                 f"{server.address} {each.identity}"
             )
-        server.served = each
+        server.introduced(each, fleet.clock())
     if first is None:
         raise AssertionError("a server that did not fail has said what it serves")
     return first

@@ -40,6 +40,12 @@ if TYPE_CHECKING:
 REQUEST_TIMEOUT_S: Final = 60.0
 """How long one request may take where nobody's deadline is sooner: a cold GPU compiles first."""
 
+LOOK_S: Final = 0.25
+"""How often is looked whether anybody still waits: callers may go before their deadline."""
+
+PATIENT_S: Final = 1.0
+"""Who is left after less than that has done nothing wrong: callers come and go."""
+
 BATCH_TOKENS: Final = 32_768
 """Two of TEI's own batches: one is scored while the next is sent, read and taken apart."""
 
@@ -128,6 +134,8 @@ class RemoteScorer:
             left = _left_s(until)
             if left is not None and left <= 0:
                 break
+            if until is not None:
+                left = LOOK_S if left is None else min(left, LOOK_S)
             _, pending = await asyncio.wait(pending, timeout=left)
         for task in pending:
             task.cancel()
@@ -194,9 +202,10 @@ class RemoteScorer:
         if self._fleet.others(tried) and (left := _left_s(until)) is not None:
             # Half of what is left is for another one, if this one says nothing.
             seconds = min(seconds, max(0.0, left / 2))
+        began = self._fleet.clock()
         server.outstanding += 1
         try:
-            served = server.served or await self._introduced(server)
+            served = await self._served_by(server)
             body = await self._exchange.post(
                 server.address,
                 served.path,
@@ -207,17 +216,37 @@ class RemoteScorer:
             answers = read_answer(body, served.row, len(part.pairs), server.address)
         except Failure as failure:
             server.failed(failure.rule.strikes, self._fleet.clock(), str(failure))
+            if failure.kind is Kind.CUT:
+                # It may be another process by now, with another model.
+                server.served = None
             raise
         except asyncio.CancelledError:
-            server.failed(Kind.LATE.rule.strikes, self._fleet.clock(), "no answer in time")
+            if (now := self._fleet.clock()) - began >= PATIENT_S:
+                server.failed(Kind.LATE.rule.strikes, now, "no answer in time")
             raise
         finally:
             server.outstanding -= 1
         server.answered()
         return answers
 
+    async def _served_by(self, server: Server) -> Served:
+        """Return what a server serves; it is asked again from time to time.
+
+        Raises:
+            Failure: another model than before, or it was away and cannot say.
+        """
+        served = server.served
+        if served is None or server.doubted(self._fleet.clock()):
+            try:
+                served = await self._introduced(server)
+            except Failure as failure:
+                # One that answers, but does not say what, is believed as before.
+                if served is None or failure.kind is Kind.CHANGED:
+                    raise
+        return served
+
     async def _introduced(self, server: Server) -> Served:
-        """Let a server that was away say what it serves: it must be what it was.
+        """Let a server say what it serves: it must be what it was.
 
         Raises:
             Failure: it is not, or cannot be asked.
@@ -229,7 +258,7 @@ class RemoteScorer:
                 f"{server.address} serves {served.identity} now, and the other logits are of "
                 f"{self.identity}; open a new reranker",
             )
-        server.served = served
+        server.introduced(served, self._fleet.clock())
         return served
 
 

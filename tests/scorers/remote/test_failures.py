@@ -9,6 +9,7 @@ import pytest
 
 from rerank_plugins import QueueFullError, RerankTimeoutError, ScoringError
 from rerank_plugins.scorers.remote import retries, scorer
+from rerank_plugins.scorers.remote.failures import retry_after_s
 from tests.loopback_rerankers import Stall, answering, half, reset, status
 
 if TYPE_CHECKING:
@@ -197,7 +198,6 @@ def test_retry_after_is_kept_to(
 ) -> None:
     monkeypatch.setattr(retries, "FIRST_WAIT_S", 0.0)
     server = serve("infinity")
-    server.faults.append(status(429, b"", retry_after="1"))
     reranker = connect(server)
     reranker.warmup()
     server.faults.append(status(429, b"", retry_after="1"))
@@ -359,3 +359,47 @@ def test_one_failing_query_of_a_batch_leaves_the_others_alone(
     assert isinstance(found[2], ScoringError)
     assert "not this one" in str(found[2])
     assert [found[0], found[1], found[3]] == [None, None, None]
+
+
+def test_what_is_packed_is_not_unpacked(serve: Serve, connect: Connect) -> None:
+    import gzip
+
+    server = serve("infinity")
+    # Each byte of it would be a million, before anybody could count them.
+    bomb = gzip.compress(gzip.compress(b" " * 100_000))
+    server.always = status(200, bomb, content_encoding="gzip, gzip")
+
+    with pytest.raises(ScoringError, match="was asked not to"):
+        connect(server).rank("the river", DOCUMENTS)
+
+    assert server.asked[0].headers["accept-encoding"] == "identity"
+
+
+def test_who_goes_without_a_deadline_lets_the_worker_go(serve: Serve, connect: Connect) -> None:
+    import asyncio
+
+    server, stall = serve("infinity"), Stall()
+    reranker = connect(server)
+    reranker.warmup()
+    server.faults.append(stall)
+
+    async def go() -> None:
+        call = asyncio.create_task(reranker.arank("the river", DOCUMENTS))
+        assert await asyncio.to_thread(stall.entered.wait, 15)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+
+    asyncio.run(go())
+
+    assert len(reranker.rank("another", DOCUMENTS, timeout_s=15)) == 3
+    assert not stall.over.is_set()
+    stall.over.set()
+
+
+@pytest.mark.parametrize(
+    "header",
+    ["soon", "Mon, 01 Jan 99999999999 00:00:00 GMT", "Mon, 01 Jan 2020 00:00:00 +99999999999999"],
+)
+def test_a_retry_after_that_says_nothing_is_none(header: str) -> None:
+    assert retry_after_s(header, 0.0) is None

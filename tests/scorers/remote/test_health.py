@@ -7,20 +7,25 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from rerank_plugins import ConfigError, ModelLoadError, ScoringError
+from rerank_plugins import ConfigError, ModelLoadError, RerankTimeoutError, ScoringError
+from rerank_plugins.options import Dialect
+from rerank_plugins.scorers.remote.dialects import ROWS
 from rerank_plugins.scorers.remote.health import (
     FIRST_REST_S,
+    FRESH_S,
     LONGEST_REST_S,
     MOST_STRIKES,
     Fleet,
 )
+from rerank_plugins.scorers.remote.identity import Served
 from rerank_plugins.scorers.remote.retries import MOST_SAVED, RetryBudget, wait_s
-from tests.loopback_rerankers import UNREACHABLE, RerankServer, Stall, running, status
+from tests.loopback_rerankers import UNREACHABLE, RerankServer, Stall, reset, running, status
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from rerank_plugins import Reranker
+    from tests.loopback_rerankers import Fault
 
     Connect = Callable[..., Reranker]
     Serve = Callable[..., RerankServer]
@@ -265,3 +270,68 @@ def test_a_lone_server_that_changed_its_model_answers_nobody(
 
     assert not caught.value.retryable
     assert len(server.asked) == asked
+
+
+@pytest.mark.parametrize("fault", [None, reset])
+def test_a_model_that_is_replaced_between_two_requests_is_noticed(
+    fault: Fault | None, serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rerank_plugins.scorers.remote import health
+
+    if fault is None:
+        monkeypatch.setattr(health, "FRESH_S", 0.0)
+    server = serve("tei")
+    reranker = connect(server)
+    reranker.warmup()
+    # A new process on the old port, as where a container is replaced; broken connections tell.
+    server.model, server.logit = "acme/another", lambda _query, _document: 42.0
+    server.faults.extend([fault] if fault else [])
+
+    with pytest.raises(ScoringError, match=r"acme/another.*open a new reranker"):
+        reranker.rank("query", ["a"])
+
+
+def test_a_server_that_answers_and_no_longer_says_what_it_is_is_believed(
+    serve: Serve, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from rerank_plugins.scorers.remote import health
+    from tests import loopback_rerankers
+
+    monkeypatch.setattr(health, "FRESH_S", 0.0)
+    server = serve("tei")
+    reranker = connect(server)
+    reranker.warmup()
+    introductions = server.introductions
+    monkeypatch.setattr(loopback_rerankers, "introductions", lambda _: {})
+
+    assert len(reranker.rank("query", ["a"])) == 1
+    assert server.introductions > introductions
+
+
+def test_one_request_at_a_time_asks_again_what_is_served() -> None:
+    clock = Clock()
+    (server,) = Fleet(["a"], clock).servers
+    served = Served(ROWS[Dialect.TEI], "acme/ranker", "identity", 32)
+    server.introduced(served, clock.now)
+    assert not server.doubted(clock.now)
+
+    clock.now += FRESH_S
+    assert [server.doubted(clock.now) for _ in range(3)] == [True, False, False]
+
+
+def test_callers_that_come_and_go_are_not_the_servers_fault(
+    serve: Serve, connect: Connect, caplog: pytest.LogCaptureFixture
+) -> None:
+    server, stall = serve("infinity"), Stall()
+    reranker = connect(server)
+    reranker.warmup()
+    server.always = stall
+
+    for n in range(4):
+        with pytest.raises(RerankTimeoutError):
+            reranker.rank(f"query {n}", ["a"], timeout_s=0.2)
+    stall.over.set()
+    server.always = None
+
+    assert len(reranker.rank("query", ["a"])) == 1
+    assert "left alone" not in caplog.text

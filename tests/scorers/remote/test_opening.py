@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import logging
 import pickle
+import traceback
 from typing import TYPE_CHECKING, Any
 
 import pytest
+from pydantic import SecretStr
 
 from rerank_plugins import (
     ConfigError,
@@ -43,6 +45,8 @@ ADDRESS = "http://gpu-1:8000"
         ({"model": "http://:8000"}, "names no host"),
         ({"model": "http://gpu:8000/v1/rerank"}, "that of an endpoint"),
         ({"model": "http://gpu:99999"}, "cannot be read"),
+        ({"model": "http://gpu\x01:8000"}, "cannot be seen"),
+        ({"model": "http://gpu 1:8000"}, "holds a blank"),
         ({"model": "http://gpu:8000,owner/model"}, "all of its list are.*'owner/model'"),
         ({"model": "http://gpu:8000,http://gpu:8000/"}, "stands twice"),
         ({"model": "owner/model", "backend": "remote"}, "model must be its address"),
@@ -93,6 +97,23 @@ def test_the_key_is_sent_and_shown_nowhere(
     assert "api_key" not in json.loads(config.model_dump_json(exclude={"observers"}))
 
 
+@pytest.mark.parametrize("proxy", [None, "foo://proxy"])
+def test_tracebacks_with_local_variables_do_not_show_the_key(
+    proxy: str | None, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("NO_PROXY", "no_proxy"):
+        monkeypatch.delenv(name, raising=False)
+    if proxy is not None:
+        monkeypatch.setenv("HTTPS_PROXY", proxy)
+    reranker = connect("https://gpu.invalid", api_key=SecretStr(KEY))
+
+    with pytest.raises(ModelLoadError) as caught:
+        reranker.warmup()
+
+    shown = traceback.TracebackException.from_exception(caught.value, capture_locals=True)
+    assert not [line for line in shown.format() if KEY in line]
+
+
 def test_the_key_travels_where_settings_do() -> None:
     config = RerankConfig(model=ADDRESS, api_key=KEY)
 
@@ -116,13 +137,59 @@ def test_words_that_quote_a_document_are_not_repeated(serve: Serve, connect: Con
     assert "Erika" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("message", "document"),
+    [
+        (
+            'bad token near "name is Erika Mustermann, born"',
+            "Patient 4711, her name is Erika Mustermann, born in 1964",
+        ),
+        ("cannot read: a line of Erika Mustermann", "a\nline of Erika Mustermann"),
+    ],
+)
+def test_words_that_quote_a_part_of_a_document_are_not_repeated(
+    message: str, document: str, serve: Serve, connect: Connect
+) -> None:
+    server = serve("infinity")
+    server.always = status(422, {"error": {"message": message}})
+
+    with pytest.raises(ScoringError, match=r"answered 422$"):
+        connect(server).rank("the river", [document])
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("HTTPS_PROXY", "foo://user:hunter2@proxy"),
+        ("HTTPS_PROXY", "http://user:hunter2#x@proxy"),
+        ("NO_PROXY", "[::1"),
+    ],
+)
+def test_an_environment_that_cannot_be_used_is_named(
+    name: str, value: str, connect: Connect, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for each in ("NO_PROXY", "no_proxy", "HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
+        monkeypatch.delenv(each, raising=False)
+    monkeypatch.setenv(name, value)
+
+    with pytest.raises(ModelLoadError, match="that variables name") as caught:
+        connect("https://gpu.invalid").warmup()
+
+    assert "hunter2" not in str(caught.value)
+
+
+def test_a_host_that_is_none_is_an_error_of_ours(connect: Connect) -> None:
+    with pytest.raises(ModelLoadError, match="no address that can be asked"):
+        connect("http://xn--a:80").warmup()
+
+
 def test_a_key_in_plain_text_over_the_network_is_warned_of(
     serve: Serve, connect: Connect, caplog: pytest.LogCaptureFixture
 ) -> None:
     with pytest.raises(ModelLoadError):
         # A name that no resolver knows; nothing is sent.
-        connect("http://gpu.invalid:8000", api_key=KEY).warmup()
-    assert "api_key goes to http://gpu.invalid:8000 unencrypted" in caplog.text
+        connect("HTTP://gpu.invalid:8000", api_key=KEY).warmup()
+    assert "api_key goes to HTTP://gpu.invalid:8000 unencrypted" in caplog.text
     caplog.clear()
 
     connect(serve("infinity", key=KEY), api_key=KEY).warmup()
