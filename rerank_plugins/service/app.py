@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from contextlib import asynccontextmanager
 from importlib.metadata import version
 from typing import TYPE_CHECKING, Any
@@ -87,9 +88,11 @@ def create_app(
         redirect_slashes=False,
     )
     app.state.service = service
-    known = add_status_routes(app, service, release)
+    # FastAPI remembers functions of routes for good; models must not live as long.
+    routed = weakref.proxy(service)
+    known = add_status_routes(app, routed, release)
     for path, endpoints in PATHS.items():
-        _add_route(app, service, path, endpoints)
+        _add_route(app, routed, path, endpoints)
     app.add_exception_handler(HTTPException, _refuse)
     app.add_middleware(Gate, service=service, known=(*known, *PATHS))
     return app

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from rerank_plugins.registry import ENGINES
+
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
@@ -26,6 +28,7 @@ def test_the_blocks_of_a_page_run(
     page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    engines = len(ENGINES)
     namespace: dict[str, object] = {"__name__": page.stem}
     for line, source in _blocks(page):
         # Padding makes a traceback show the line of the page.
@@ -35,6 +38,7 @@ def test_the_blocks_of_a_page_run(
     # Rerankers of the page must not serve other tests.
     namespace.clear()
     gc.collect()
+    assert len(ENGINES) == engines
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)

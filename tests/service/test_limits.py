@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import gzip
 import json
 import logging
 import socket
 import threading
+import weakref
 from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
 from typing import TYPE_CHECKING, Any
 
@@ -531,3 +533,15 @@ def test_a_service_is_ready_once_its_models_are_open(no_leaks: None) -> None:
     assert (info["model_id"], info["max_client_batch_size"]) == ("fake", 10_000)
     assert info["auto_truncate"] is True
     assert list(info["model_type"]) == ["reranker"]
+
+
+def test_an_application_that_is_forgotten_lets_its_models_go() -> None:
+    scorer = FakeScorer()
+    app = create_app({"fake": Reranker(scorer)}, registry=CollectorRegistry())
+    service = weakref.ref(app.state.service)
+    app.state.service.models.rerankers[0].warmup()
+
+    del app
+    gc.collect()
+
+    assert service() is None
