@@ -55,7 +55,7 @@ def test_a_server_that_is_stopped_and_started_under_load(
 def test_a_server_that_hangs_is_waited_for_only_so_long(
     redis_server: RedisServer, short_pauses: None
 ) -> None:
-    settings: dict[str, Any] = {"shared_cache": redis_server.url, "shared_cache_timeout_s": 0.1}
+    settings: dict[str, Any] = {"shared_cache": redis_server.url, "shared_cache_timeout_s": 0.5}
     with Reranker(FakeScorer(logit), **settings) as reranker, Load(reranker, logit) as load:
         load.hits_come()
         try:

@@ -41,13 +41,20 @@ class Load:
             assert time.monotonic() < until, "no hit comes any more"
             time.sleep(0.001)
 
-    def fails(self, harm: Callable[[], object], times: int = 1) -> None:
-        """Do *harm*, and wait until the shared cache has failed a few times more."""
+    def fails(self, harm: Callable[[], object], times: int = 1, *, again_s: float = WAIT_S) -> None:
+        """Do *harm*, and wait until the shared cache has failed a few times more.
+
+        It is done again every *again_s* seconds: what is written at that moment may undo it.
+        """
         before = self._reranker.stats()["fake"].shared_errors
-        harm()
-        until = time.monotonic() + WAIT_S
+        now = time.monotonic()
+        until, next_harm = now + WAIT_S, now
         while self._reranker.stats()["fake"].shared_errors < before + times:
-            assert time.monotonic() < until, "nothing fails"
+            now = time.monotonic()
+            assert now < until, "nothing fails"
+            if now >= next_harm:
+                harm()
+                next_harm = now + again_s
             time.sleep(0.001)
 
     def _hits(self) -> int:
