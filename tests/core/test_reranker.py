@@ -91,7 +91,7 @@ def test_a_document_beyond_the_limit_is_marked_cached_or_not(open_reranker: Open
 def test_the_tokens_of_a_ranking_count_each_scored_pair_once_cached_or_not(
     open_reranker: Opener,
 ) -> None:
-    reranker, scorer = open_reranker(duplicates="drop")
+    reranker, scorer = open_reranker(near_duplicates=1.0)
     documents = ["red", "the red fox", "", "red"]
     first = reranker.rank("red fox", documents, top_n=1)
     pairs = scorer.encode("red fox", ["red", "the red fox"])
