@@ -50,7 +50,8 @@ class SharedCache:
 
     Whatever the store does, a caller is delayed by *timeout_s* at most, and nothing is raised: what
     cannot be asked is scored. Two threads, one that reads and one that writes, have a store each.
-    *name* is that of the engine, *shown* what the log calls the store.
+    *name* is that of the engine, *shown* what the log calls the store; by *clock*, in seconds, a
+    store that failed is left alone for a while.
     """
 
     def __init__(
@@ -60,12 +61,13 @@ class SharedCache:
         find_store: Callable[[], Callable[[], Store]],
         *,
         timeout_s: float,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._title = f"rerank-plugins {name} shared cache"
         self._find_store = find_store
         self._timeout_s = timeout_s
-        self._reads = Outage(f"reading from the shared cache {shown}")
-        self._writes = Outage(f"writing to the shared cache {shown}")
+        self._reads = Outage(f"reading from the shared cache {shown}", clock=clock)
+        self._writes = Outage(f"writing to the shared cache {shown}", clock=clock)
         # The garbage collector may close an engine in the middle of another call of a thread.
         self._lock = threading.RLock()
         self._stats = SharedStats()
