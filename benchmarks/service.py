@@ -140,7 +140,7 @@ def in_process(reranker: Reranker, texts: Texts) -> Ask:
 
 
 def over_http(url: str, texts: Texts) -> Ask:
-    """Return what asks over one connection that it keeps; gives -1 for an error.
+    """Return what asks over one connection that it keeps while the server does; -1 is an error.
 
     By hand: a client of the usual kind would take as much of the machine as the server.
     """
@@ -148,10 +148,20 @@ def over_http(url: str, texts: Texts) -> Ask:
     streams: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
     async def ask(_: int) -> int:
+        try:
+            return await answered(texts.next())
+        except (OSError, EOFError):
+            while streams:
+                streams.pop()[1].close()
+            return -1
+
+    async def answered(request: Request) -> int:
+        if streams and streams[0][0].at_eof():
+            # Servers end what was idle for some seconds, as it is while others are waited for.
+            streams.pop()[1].close()
         if not streams:
             streams.append(await asyncio.open_connection(host, int(port)))
         reader, writer = streams[0]
-        request = texts.next()
         body = json.dumps({"query": request.query, "documents": request.documents}).encode()
         writer.write(
             b"POST /infinity/rerank HTTP/1.1\r\nhost: x\r\ncontent-type: application/json\r\n"
