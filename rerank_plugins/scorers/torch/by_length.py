@@ -10,6 +10,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from rerank_plugins.scorers.torch.products import (
     STEPS,
+    Masks,
     added_to_weights,
     attend_by_products,
     attend_in_steps,
@@ -62,17 +63,18 @@ def attend_by_length(
                 start, length = group.pair, 1
             seen = _seen_tokens(group)
             filling = with_filling(seen) - seen if in_steps else 0
-            answer = _attend(
+            place = attended[start : start + group.count * length]
+            _attend(
                 _cut(query, start, group.count, length),
                 _seen(key, group, before_keys, filling),
                 _seen(value, group, before_values, filling),
+                place.view(group.count, length, heads, size).transpose(1, 2),
                 scale=scaling,
                 window=window,
                 causal=causal,
                 filling=filling,
-            )  # (count, heads, length, size)
-            place = attended[start : start + group.count * length]
-            place.view(group.count, length, heads, size).copy_(answer.transpose(1, 2))
+                masks=row.masks,
+            )
     return attended
 
 
@@ -139,38 +141,40 @@ def _attend(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
+    into: torch.Tensor,
     *,
     scale: float | None,
     window: int | None,
     causal: bool,
     filling: int,
-) -> torch.Tensor:
+    masks: Masks,
+) -> None:
     """Attend from (count, heads, queries, size) to keys of which the queries' own are the last.
 
-    The first *filling* keys are seen by none.
+    The first *filling* keys are seen by none. What is attended goes *into*, shaped as *query*.
     """
     if not causal:
         mask = _mask(range(query.shape[2]), range(key.shape[2]), window, query.device)
-        return _attend_masked(query, key, value, mask, scale)
+        into.copy_(_attend_masked(query, key, value, mask, scale))
+        return
     if by_products(query, STEPS[-1]):
-        return attend_in_steps(query, key, value, scale, window, filling)
+        attend_in_steps(query, key, value, into, scale, window, filling, masks)
+        return
     count, heads, queries, _ = query.shape
     before = key.shape[2] - queries
     weights = count * heads * key.shape[2] * query.element_size()
     step = max(FEWEST_QUERIES, min(MOST_QUERIES, WEIGHTS_BYTES // weights))
-    answer = torch.empty_like(query)
     # The widest step first: growing ones would each find the memory of the last too small.
     for start in reversed(range(0, queries, step)):
         end = min(start + step, queries)
         seen = range(max(0, before + start + 1 - window) if window else 0, before + end)
-        answer[:, :, start:end] = _attend_masked(
+        into[:, :, start:end] = _attend_masked(
             query[:, :, start:end],
             key[:, :, seen.start : seen.stop],
             value[:, :, seen.start : seen.stop],
             causal_mask(range(before + start, before + end), seen, window, query.device),
             scale,
         )
-    return answer
 
 
 def _attend_masked(
@@ -182,7 +186,10 @@ def _attend_masked(
 ) -> torch.Tensor:
     """Attend where *mask*, (queries, last keys), lets a query see a key; it sees all others."""
     if by_products(query, query.shape[2]):
-        added = None if mask is None else added_to_weights(mask, key.shape[2], query)
+        added = None
+        if mask is not None:
+            shared = query.shape[1] // key.shape[1]
+            added = added_to_weights(mask, key.shape[2], query).repeat(shared, 1)
         return attend_by_products(query, key, value, added, scale)
     if mask is not None:
         mask = pad(mask, (key.shape[2] - mask.shape[1], 0), value=True)

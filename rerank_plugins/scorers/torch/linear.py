@@ -97,24 +97,29 @@ block of memory is so large that the C library fetches it anew from the system f
 
 
 class FusedNorm(nn.Module):
-    """A root mean square norm in one pass, rounded once."""
+    """A root mean square norm, computed in float32 and rounded once."""
 
     def __init__(self, weight: torch.Tensor, eps: float) -> None:
         super().__init__()
         self.weight = weight
         self.eps = eps
+        self._wide = weight.detach().float()
 
     def forward(self, states: torch.Tensor) -> torch.Tensor:
         """Norm the last dimension."""
         size = states.shape[-1]
-        if states.dtype is torch.float32 or states.numel() <= NORM_PIECE:
+        if states.dtype is torch.float32:
             return rms_norm(states, (size,), self.weight, self.eps)
         normed = torch.empty_like(states, memory_format=torch.contiguous_format)
         rows = max(1, NORM_PIECE // size)
         for into, piece in zip(
             normed.view(-1, size).split(rows), states.reshape(-1, size).split(rows), strict=True
         ):
-            into.copy_(rms_norm(piece, (size,), self.weight, self.eps))
+            # torch has no operator for this that widens once: its own takes half as long again.
+            wide = piece.float()
+            scale = torch.linalg.vector_norm(wide, dim=-1, keepdim=True)  # (rows, 1)
+            scale.square_().div_(size).add_(self.eps).rsqrt_()
+            into.copy_(wide.mul_(scale).mul_(self._wide))
         return normed
 
 

@@ -6,7 +6,7 @@ Where tokens see those before them alone, shapes are few: texts of any length ar
 
 from __future__ import annotations
 
-from typing import Final
+from typing import Final, NamedTuple
 
 import torch
 from torch.nn.functional import pad
@@ -18,6 +18,9 @@ LONGEST_BY_PRODUCTS: Final = 1024
 
 STEPS: Final = (32, 64, 128)
 """Queries of a step of causal attention. Longer ones compute more of what queries may not see."""
+
+MASKS_BYTES: Final = 2_000_000
+"""Masks of a row that are kept from layer to layer: those of some texts of a few hundred tokens."""
 
 KEYS_AT_A_TIME: Final = 64
 FINENESS: Final = 8
@@ -49,8 +52,8 @@ def attend_by_products(
 ) -> torch.Tensor:
     """Do what scaled_dot_product_attention does; all are (count, heads, length, size).
 
-    *added*, (queries, keys), comes on top of the weights. Where keys have fewer heads, neighbouring
-    heads of the queries share one, as extra queries.
+    Where keys have fewer heads, neighbouring heads of the queries share one, as extra queries.
+    *added*, (queries and those, keys), comes on top of the weights.
     """
     count, heads, queries, size = query.shape
     scale = size**-0.5 if scale is None else scale
@@ -62,7 +65,7 @@ def attend_by_products(
         rows = query.reshape(-1, shared * queries, size)
         # Added in the product itself: a pass over all weights less.
         weights = torch.baddbmm(
-            added.repeat(shared, 1).expand(len(rows), -1, -1),
+            added.expand(len(rows), -1, -1),
             rows,
             key.reshape(len(rows), -1, size).transpose(-1, -2),
             alpha=scale,
@@ -74,18 +77,21 @@ def attend_in_steps(
     query: torch.Tensor,
     key: torch.Tensor,
     value: torch.Tensor,
+    into: torch.Tensor,
     scale: float | None,
     window: int | None,
     filling: int,
-) -> torch.Tensor:
+    masks: Masks,
+) -> None:
     """Attend causally by plain products of a few shapes, for each has a kernel compiled and kept.
 
     Keys, of which the first *filling* are not seen, are as many as `with_filling` says. Steps go
     from the last queries to the first; the queries of the first are filled up to one of `STEPS`,
-    and what those attend to, which may be nothing, is left out.
+    and what those attend to, which may be nothing, is left out. What is attended goes *into*,
+    shaped as *query*; *masks* are those of the row.
     """
-    answer = torch.empty_like(query)
     end, left = key.shape[2], query.shape[2]
+    shared = query.shape[1] // key.shape[1]
     while left:
         step = next((size for size in STEPS if size >= left), STEPS[-1])
         first = max(0, left - step)
@@ -93,19 +99,47 @@ def attend_in_steps(
         queries = range(end - step, end)
         earliest = max(0, queries.start + unread + 1 - window) if window else 0
         seen = range(earliest - earliest % KEYS_AT_A_TIME, end if window else with_filling(end))
-        mask = causal_mask(queries, seen, window, query.device)
-        added = added_to_weights(mask, len(seen), query)
-        added[:, : max(0, filling - seen.start)] = -torch.inf
         attended = attend_by_products(
             filled_up(query[:, :, first:left], unread),
             key[:, :, seen.start : seen.stop],
             value[:, :, seen.start : seen.stop],
-            added,
+            masks.of(_Step(queries, seen, window, filling, shared), query),
             scale,
         )
-        answer[:, :, first:left] = attended[:, :, unread:]
+        into[:, :, first:left] = attended[:, :, unread:]
         left, end = first, queries.start
-    return answer
+
+
+class _Step(NamedTuple):
+    """What the mask of a step hangs on."""
+
+    queries: range
+    seen: range
+    window: int | None
+    filling: int
+    shared: int
+
+
+class Masks:
+    """What hides keys in the steps of a row: the same in every layer, and made once."""
+
+    def __init__(self) -> None:
+        self._made: dict[_Step, torch.Tensor] = {}
+        self._bytes = 0
+
+    def of(self, step: _Step, like: torch.Tensor) -> torch.Tensor:
+        """Return what is added to the weights of *step*, (queries of all shared heads, keys)."""
+        added = self._made.get(step)
+        if added is None:
+            mask = causal_mask(step.queries, step.seen, step.window, like.device)
+            added = added_to_weights(mask, len(step.seen), like)
+            added[:, : max(0, step.filling - step.seen.start)] = -torch.inf
+            added = added.repeat(step.shared, 1)
+            # Those of long documents are large, and many: they are made anew.
+            if self._bytes + added.nbytes <= MASKS_BYTES:
+                self._bytes += added.nbytes
+                self._made[step] = added
+        return added
 
 
 def with_filling(keys: int) -> int:

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 import torch
 
+from rerank_plugins.scorers.torch.products import Masks
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -87,7 +89,8 @@ class PackedRow:
     token sees those before it, and each pair's last token is read, else its first. ``keys_only``
     makes attention leave the keys and values of the whole row in ``kept`` and stop; while they are
     kept, queries are those of the read tokens. ``before`` is what is known of the prefix that the
-    segments after `BEFORE` have; ``keeping`` takes what the first segment is to others.
+    segments after `BEFORE` have; ``keeping`` takes what the first segment is to others. ``masks``
+    are those of causal attention by plain products.
     """
 
     segments: Sequence[Segment]
@@ -100,6 +103,7 @@ class PackedRow:
     kept: tuple[torch.Tensor, torch.Tensor] | None = None
     before: KeptPrefix | None = None
     keeping: KeptPrefix | None = None
+    masks: Masks = field(default_factory=Masks)
     ends: list[int] = field(init=False)
     """Where each segment starts, and where the last one ends."""
 
