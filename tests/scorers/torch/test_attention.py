@@ -135,6 +135,31 @@ def test_documents_see_their_prefix_and_what_is_before_them_and_nothing_else(
     torch.testing.assert_close(varlen, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("kept", [0, products.MASKS_BYTES])
+def test_layers_of_one_row_see_what_their_own_window_lets_them_see(
+    kept: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Masks stay with the row from layer to layer, if they are not too large."""
+    monkeypatch.setattr(by_length, "by_products", lambda *_: True)
+    monkeypatch.setattr(products, "MASKS_BYTES", kept)
+    made: list[range] = []
+    make = products.causal_mask
+    monkeypatch.setattr(
+        products, "causal_mask", lambda *given: made.append(given[0]) or make(*given)
+    )
+    row = PackedRow(SHARED, torch.device("cpu"), causal=True)
+
+    for layer, window in enumerate([None, 3, 6, None, 3]):
+        made.clear()
+        query = states(28, torch.float32, layer)
+        key, value = (states(28, torch.float32, 9 + n + layer, HEADS // 2) for n in (1, 2))
+        found = by_length.attend_by_length(query, key, value, row, None, window, reads_only=False)
+
+        expected = one_by_one(query, key, value, window)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+        assert bool(made) is (layer < 3 or not kept)
+
+
 @pytest.mark.parametrize("window", [None, 200])
 def test_steps_of_long_texts_give_what_the_fused_attention_gives(
     window: int | None, monkeypatch: pytest.MonkeyPatch
