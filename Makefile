@@ -56,7 +56,7 @@ bench-chaos: $(VENV)/.installed-dev
 bench: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/bench.py --folder build/bench $(ARGS)
 
-# Half an hour on two cores by reckoning, most of it the peers.
+# Three quarters of an hour on two cores by reckoning, most of it the peers; fifteen minutes for ARGS='--workloads "short instruction"'.
 bench-language-models: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/language_models.py --folder build/bench $(ARGS)
 
