@@ -109,6 +109,8 @@ class DiskStore:
                 raise
             self._remove(None)
             self._cache = _open(self._folder, settings)
+        # Its next use connects anew: to this file, or to one that the use after it finds changed.
+        self._cache.close()
         self._file = self._file_now()
 
     def get_many(self, keys: Sequence[bytes]) -> Sequence[object]:
@@ -137,7 +139,7 @@ class DiskStore:
 
     def _check_file(self) -> None:
         """Raise `OSError` where the database is another file than was opened, or none."""
-        if self._file_now() != self._file:
+        if self._file is None or self._file_now() != self._file:
             raise FileNotFoundError("its database was removed")
 
     def _file_now(self) -> tuple[int, int] | None:

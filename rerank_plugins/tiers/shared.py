@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections import deque
+from collections import OrderedDict
 from functools import partial
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
@@ -71,7 +71,7 @@ class SharedCache:
         # The garbage collector may close an engine in the middle of another call of a thread.
         self._lock = threading.RLock()
         self._stats = SharedStats()
-        self._pending: deque[KeyedPair] = deque()
+        self._pending: OrderedDict[bytes, CachedPair] = OrderedDict()
         self._writing = False
         self._hands: tuple[_Hand, _Hand] | None = None
         self._closed = False
@@ -115,14 +115,17 @@ class SharedCache:
         return known
 
     def keep(self, pairs: Sequence[KeyedPair]) -> None:
-        """Write *pairs* some time soon; what there is no room for is left out."""
+        """Write *pairs* some time soon; where too many wait, those that came first are left out."""
         with self._lock:
             if self._closed or self._hands is None:
                 return
-            kept = pairs[: max(0, WAITING_PAIRS - len(self._pending))]
-            self._pending.extend(kept)
-            if len(kept) < len(pairs):
-                self._count(skipped=len(pairs) - len(kept))
+            for key, pair in pairs:
+                self._pending[key] = pair
+                self._pending.move_to_end(key)
+            excess = max(0, len(self._pending) - WAITING_PAIRS)
+            for _ in range(excess):
+                self._pending.popitem(last=False)
+            self._count(skipped=excess)
             if not self._pending or self._writing:
                 return
             self._writing = True
@@ -203,10 +206,11 @@ class SharedCache:
                 self._writes.succeeded()
 
     def _take_batch(self) -> list[KeyedPair]:
+        """Take the newest: in turn, a store that falls behind would hold none that is asked for."""
         with self._lock:
             count = min(BATCH_PAIRS, len(self._pending))
             self._writing = count > 0
-            return [self._pending.popleft() for _ in range(count)]
+            return [self._pending.popitem() for _ in range(count)]
 
     def _count(self, *, errors: int = 0, skipped: int = 0) -> None:
         with self._lock:

@@ -18,6 +18,7 @@ pytest.importorskip("diskcache", reason="the extra disk-cache is not installed")
 
 from rerank_plugins import Reranker
 from rerank_plugins.testing import FakeScorer
+from rerank_plugins.tiers import disk_store
 from rerank_plugins.tiers.disk_store import DiskStore
 from tests.tiers.under_load import Load
 
@@ -61,6 +62,32 @@ def test_what_is_written_is_read_by_another(tmp_path: Path) -> None:
     again = open_store(tmp_path)
     assert again.get_many(KEYS[1:]) == VALUES[1:]
     again.close()
+
+
+@pytest.mark.parametrize("in_its_place", [True, False])
+def test_a_database_that_is_removed_while_it_is_opened_is_not_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, in_its_place: bool
+) -> None:
+    opened = disk_store._open
+
+    def remove_then(folder: Path, settings: dict[str, Any]) -> object:
+        monkeypatch.undo()
+        cache = opened(folder, settings)
+        shutil.rmtree(folder)
+        if in_its_place:
+            open_store(tmp_path).close()
+        return cache
+
+    monkeypatch.setattr(disk_store, "_open", remove_then)
+    store = open_store(tmp_path)
+    if in_its_place:
+        store.set_many(ITEMS)
+        with contextlib.closing(open_store(tmp_path)) as another:
+            assert another.get_many(KEYS) == VALUES
+    else:
+        with pytest.raises(FileNotFoundError, match="removed"):
+            store.set_many(ITEMS)
+    store.close()
 
 
 @pytest.mark.skipif(os.name != "posix", reason="modes of folders are POSIX's")

@@ -224,7 +224,7 @@ def test_writing_fails_by_itself(opened: Opened, monkeypatch: pytest.MonkeyPatch
     assert opened.shared.stats() == (1, 2)
 
 
-def test_a_full_line_of_what_is_to_be_written_drops_the_rest(
+def test_of_too_many_that_wait_to_be_written_the_oldest_are_dropped(
     opened: Opened, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(shared, "WAITING_PAIRS", 3)
@@ -238,10 +238,13 @@ def test_a_full_line_of_what_is_to_be_written_drops_the_rest(
     opened.shared.keep([(KEYS[0], PAIR)])
     assert writing.wait(30)
     opened.shared.keep([(key, PAIR) for key in KEYS[1:]])
-    opened.shared.keep([(b"x" * 16, PAIR), (b"y" * 16, PAIR)])
+    opened.shared.keep([(KEYS[1], PAIR), (b"x" * 16, PAIR), (b"y" * 16, PAIR)])
     assert opened.shared.stats() == (0, 2)
     gate.set()
     opened.written(4)
+
+    written = [key.removeprefix(namespace()) for key in opened.values]
+    assert written == [KEYS[0], b"y" * 16, b"x" * 16, KEYS[1]]
 
 
 def test_what_waits_is_written_in_batches(opened: Opened, monkeypatch: pytest.MonkeyPatch) -> None:
