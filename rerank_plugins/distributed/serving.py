@@ -39,7 +39,7 @@ class ServeArgs(BaseModel):
     target_ongoing_requests: int = Field(default=16, ge=1)
     max_ongoing_requests: int = Field(default=64, ge=1)
     max_queued_requests: int = Field(default=512, ge=1)
-    doors: int = Field(default=1, ge=1)
+    doors: int = Field(default=2, ge=1)
     health_check_period_s: float = Field(default=10.0, gt=0, allow_inf_nan=False)
     graceful_shutdown_s: float = Field(default=30.0, gt=0, allow_inf_nan=False)
 
